@@ -1,0 +1,8 @@
+"""Mask R-CNN, iViT-Medium, COCO 1x; the rest as in mask_rcnn_ivit.py. Box and mask AP: not run."""
+
+_base_ = 'mask_rcnn_ivit.py'
+
+model = dict(
+    backbone=dict(arch='medium', drop_path_rate=0.3),
+    neck=dict(in_channels=[96, 192, 384, 576]),
+)

@@ -1,0 +1,8 @@
+"""Mask R-CNN, iViT-Medium, COCO 3x multi-scale, as mask_rcnn_ivit_3x.py. Box and mask AP: not run."""
+
+_base_ = 'mask_rcnn_ivit_3x.py'
+
+model = dict(
+    backbone=dict(arch='medium', drop_path_rate=0.4),
+    neck=dict(in_channels=[96, 192, 384, 576]),
+)

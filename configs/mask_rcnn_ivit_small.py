@@ -1,0 +1,8 @@
+"""Mask R-CNN, iViT-Small, COCO 1x; the rest as in mask_rcnn_ivit.py. Box and mask AP: not run."""
+
+_base_ = 'mask_rcnn_ivit.py'
+
+model = dict(
+    backbone=dict(arch='small', drop_path_rate=0.2),
+    neck=dict(in_channels=[64, 128, 320, 512]),
+)

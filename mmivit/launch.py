@@ -1,0 +1,280 @@
+"""Training and testing from a config: what is checked and set before MMEngine's Runner starts."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.logging import print_log
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from mmivit.models.ivit import IViT
+
+
+class LaunchError(Exception):
+    """Something the user has to mend before a run can start; the message says how."""
+
+
+def train(
+    config: str,
+    work_dir: str | None = None,
+    amp: bool = False,
+    auto_scale_lr: bool = False,
+    resume: str | None = None,
+    cfg_options: dict | None = None,
+    launcher: str = 'none',
+) -> None:
+    """Train the model of a config.
+
+    Args:
+        config: path of an mmdet or mmseg config.
+        work_dir: folder of logs and checkpoints; ``work_dirs/<config's name>`` if not given
+            here or in the config.
+        amp: mixed precision.
+        auto_scale_lr: scale the learning rate from the config's base batch to the actual one.
+        resume: a checkpoint, or 'auto' for the latest in ``work_dir``.
+        cfg_options: what to override in the config, by dotted key.
+        launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
+
+    Raises:
+        LaunchError: data, checkpoint or a setting is missing or does not fit.
+    """
+    cfg = _read_config(config, work_dir, cfg_options, launcher)
+    check_channels(cfg)
+    check_data(cfg, ('train', 'val'))
+    if amp:
+        if not torch.cuda.is_available():
+            raise LaunchError('--amp needs a CUDA device and torch sees none; leave it out.')
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.loss_scale = 'dynamic'
+    if auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise LaunchError(
+                f'--auto-scale-lr: {config} does not say for which total batch its learning rate '
+                'is meant. Add: auto_scale_lr = dict(enable=True, base_batch_size=16)'
+            )
+        cfg.auto_scale_lr.enable = True
+    if resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if resume == 'auto' else _existing_file(resume, '--resume')
+    runner = _build_runner(cfg)
+    warn_about_batch_size(runner)
+    runner.train()
+
+
+def test(
+    config: str,
+    checkpoint: str,
+    work_dir: str | None = None,
+    out: str | None = None,
+    show: bool = False,
+    show_dir: str | None = None,
+    wait_time: float = 2,
+    tta: bool = False,
+    cfg_options: dict | None = None,
+    launcher: str = 'none',
+) -> dict[str, float]:
+    """Evaluate a checkpoint on the test set of a config.
+
+    Args:
+        config: path of an mmdet or mmseg config.
+        checkpoint: path of the weights.
+        work_dir: folder of logs and metrics, as in :func:`train`.
+        out: where predictions are kept: a .pkl file in detection, a folder in segmentation.
+        show: show each picture in a window.
+        show_dir: folder below the work dir for pictures.
+        wait_time: seconds between pictures.
+        tta: test-time augmentation, as the config's ``tta_model`` and ``tta_pipeline`` say.
+        cfg_options: what to override in the config, by dotted key.
+        launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
+
+    Returns:
+        The metrics, by name.
+
+    Raises:
+        LaunchError: as in :func:`train`.
+    """
+    cfg = _read_config(config, work_dir, cfg_options, launcher)
+    check_channels(cfg)
+    check_data(cfg, ('test',))
+    cfg.load_from = _existing_file(checkpoint, 'checkpoint')
+    if show or show_dir:
+        hook = cfg.default_hooks.visualization
+        hook.update(draw=True, show=show, wait_time=wait_time)
+        if show_dir:
+            cfg.visualizer.save_dir = show_dir
+            if cfg.default_scope == 'mmdet':
+                hook.test_out_dir = show_dir
+    if tta:
+        if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
+            raise LaunchError(f'--tta: {config} defines no tta_model and tta_pipeline')
+        cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+        cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    if out and cfg.default_scope == 'mmseg':
+        cfg.test_evaluator.update(output_dir=out, keep_results=True)
+    runner = _build_runner(cfg)
+    if out and cfg.default_scope == 'mmdet':
+        from mmdet.evaluation import DumpDetResults
+
+        if not out.endswith(('.pkl', '.pickle')):
+            raise LaunchError(f'--out {out}: detections are written to a .pkl file')
+        runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=out))
+    return runner.test()
+
+
+def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
+    """Check that the annotation files and image folders a config names are there.
+
+    Args:
+        cfg: the config.
+        splits: which of 'train', 'val', 'test' will be read.
+
+    Raises:
+        LaunchError: names the missing paths, the expected layout and the ways on.
+    """
+    expected: dict[str, str] = {}  # path -> data root
+    for split in splits:
+        for dataset in _datasets(cfg.get(f'{split}_dataloader')):
+            root = dataset.get('data_root') or ''
+            parts = [dataset.get('ann_file'), *(dataset.get('data_prefix') or {}).values()]
+            for part in filter(None, parts):
+                path = os.path.join(root, part)
+                if '://' not in path:
+                    expected[path] = root
+    missing = [path for path in expected if not os.path.exists(path)]
+    if not missing:
+        return
+    root = expected[missing[0]].rstrip('/') or os.path.dirname(missing[0])
+    lines = [
+        f'The data of this config is not there. Missing, seen from {os.getcwd()}:',
+        *(f'    {path}' for path in missing),
+        'Expected layout:',
+        *(f'    {path}' for path in expected),
+        'Two ways on:',
+        f'  1. link the data:          mkdir -p {os.path.dirname(root) or "."} && '
+        f'ln -s /where/it/is {root}',
+        '  2. use the built-in set:   python tools/make_shapes.py data/shapes && '
+        'python tools/train.py configs/mask_rcnn_ivit_shapes.py',
+    ]
+    raise LaunchError('\n'.join(lines))
+
+
+def check_channels(cfg: Config) -> None:
+    """Check that what follows an iViT backbone expects the channels it returns.
+
+    Raises:
+        LaunchError: prints the list to paste.
+    """
+    model = cfg.get('model', {})
+    backbone = model.get('backbone') or {}
+    if str(backbone.get('type')).rpartition('.')[2] != 'IViT':
+        return
+    arguments = {key: value for key, value in backbone.items() if key not in ('type', 'init_cfg')}
+    try:
+        with torch.device('meta'):
+            channels = IViT(**arguments).out_channels
+    except (TypeError, ValueError) as error:
+        raise LaunchError(f'model.backbone: {error}') from error
+    neck = model.get('neck')
+    wanted = neck.get('in_channels') if isinstance(neck, dict) else None
+    if isinstance(wanted, (list, tuple)) and list(wanted) != channels:
+        raise LaunchError(
+            f'model.neck.in_channels is {list(wanted)}, but the backbone returns {len(channels)} '
+            f'maps of {channels} channels. Paste:\n    neck=dict(in_channels={channels})'
+        )
+    if neck is None:
+        _check_segmentation_heads(model, channels)
+
+
+def _check_segmentation_heads(model: dict, channels: list[int]) -> None:
+    """mmseg's heads pick maps of the backbone by ``in_index``."""
+    for name in ('decode_head', 'auxiliary_head'):
+        heads = model.get(name) or []
+        for head in [heads] if isinstance(heads, dict) else heads:
+            index = head.get('in_index', -1)
+            indices = [index] if isinstance(index, int) else list(index)
+            wanted = head.get('in_channels')
+            if wanted is None:
+                continue
+            if any(not -len(channels) <= i < len(channels) for i in indices):
+                raise LaunchError(
+                    f'model.{name}.in_index is {index}, but the backbone returns '
+                    f'{len(channels)} maps'
+                )
+            given = [channels[i] for i in indices]
+            if ([wanted] if isinstance(wanted, int) else list(wanted)) != given:
+                paste = given[0] if isinstance(index, int) else given
+                raise LaunchError(
+                    f'model.{name}.in_channels is {wanted}, but at in_index {index} the backbone '
+                    f'returns {paste}. Paste:\n    {name}=dict(in_channels={paste})'
+                )
+
+
+def warn_about_batch_size(runner: Runner) -> None:
+    """Warn when the learning rate is meant for another total batch than this run's."""
+    setting = runner.cfg.get('auto_scale_lr') or {}
+    base = setting.get('base_batch_size')
+    batch = runner.cfg.train_dataloader.get('batch_size')
+    if base is None or batch is None or setting.get('enable'):
+        return
+    accumulated = runner.cfg.optim_wrapper.get('accumulative_counts', 1)
+    total = runner.world_size * batch * accumulated
+    if total != base:
+        print_log(
+            f'Total batch is {total} ({runner.world_size} processes x {batch} images'
+            + (f' x {accumulated} accumulated' if accumulated > 1 else '')
+            + f'), the learning rate is meant for {base}. Pass --auto-scale-lr to scale it, or '
+            'expect a lower score.',
+            logger='current',
+            level=logging.WARNING,
+        )
+
+
+def _read_config(
+    path: str, work_dir: str | None, cfg_options: dict | None, launcher: str
+) -> Config:
+    cfg = Config.fromfile(_existing_file(path, 'config'))
+    if cfg_options:
+        cfg.merge_from_dict(cfg_options)
+    cfg.launcher = launcher
+    if work_dir:
+        cfg.work_dir = work_dir
+    elif not cfg.get('work_dir'):
+        cfg.work_dir = os.path.join('work_dirs', Path(path).stem)
+    if not torch.cuda.is_available():
+        cfg.setdefault('env_cfg', {}).setdefault('dist_cfg', {})['backend'] = 'gloo'
+    return cfg
+
+
+def _build_runner(cfg: Config) -> Runner:
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if not runner.distributed:
+        # SyncBN needs a process group; alone it is BN.
+        from mmengine.model import revert_sync_batchnorm
+
+        runner.model = revert_sync_batchnorm(runner.model)
+    return runner
+
+
+def _existing_file(path: str, what: str) -> str:
+    if '://' not in path and not os.path.isfile(path):
+        raise LaunchError(f'{what}: no file {path}, seen from {os.getcwd()}')
+    return path
+
+
+def _datasets(node: dict | list | None) -> Iterator[dict]:
+    """Every innermost data set of a dataloader's config, through wrappers of any depth."""
+    if isinstance(node, (list, tuple)):
+        for item in node:
+            yield from _datasets(item)
+    elif isinstance(node, dict):
+        inner = node.get('dataset') or node.get('datasets')
+        if inner:
+            yield from _datasets(inner)
+        else:
+            yield node

@@ -1,0 +1,266 @@
+"""The four attentions of iMHSA's Fig. 2 (arXiv 2402.17507), one class each.
+
+    (a) MHSA            softmax(Q K^T / sqrt d) V                        N x N, fused
+    (b) DecomposedMHSA  A_Q (A_K V)                                      N x L and L x N
+    (c) InteractiveMHSA I(softmax(Q K^T / sqrt d)) V                     N x N, stored
+    (d) IMHSA           I_Q(A_Q) (I_K(A_K) V)                            N x L and L x N
+
+with, per head of width d, N tokens and L landmarks (the paper's Eq. 6)
+
+    A_Q = softmax(Q k^T / sqrt d)   N x L   "key-less",   q = avgpool2d(Q)
+    A_K = softmax(q K^T / sqrt d)   L x N   "query-less", k = avgpool2d(K)
+
+and I the cross-head interaction: an h x h mix over the head axis. The authors published neither
+code nor the interaction's exact form; that it is bias-free, starts at the identity and sits after
+the softmax was decided here (README, "What the paper states").
+
+All four map channels-last tokens (B, H, W, C) to (B, H, W, C) and share the names of their
+projections, so that weights move between them.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+INTERACTIONS = ('pre', 'post', 'both')
+
+
+def pool_landmarks(x: Tensor, landmarks: int) -> Tensor:
+    """Average a token grid over blocks: the values of ``adaptive_avg_pool2d``, channels last.
+
+    Two small averaging matrices do the work, because adaptive pooling's backward is not
+    deterministic on CUDA and does not export with dynamic sizes. A grid side shorter than
+    ``landmarks`` is kept as it is.
+
+    Args:
+        x: tokens, (B, H, W, C).
+        landmarks: the grid's side g.
+
+    Returns:
+        (B, min(g, H), min(g, W), C).
+    """
+    _, height, width, channels = x.shape
+    rows = _averaging_matrix(height, min(landmarks, height), x)  # (g_h, H)
+    columns = _averaging_matrix(width, min(landmarks, width), x)  # (g_w, W)
+    x = columns @ x  # (g_w, W) @ (B, H, W, C) -> (B, H, g_w, C)
+    x = rows @ x.flatten(2)  # (g_h, H) @ (B, H, g_w * C) -> (B, g_h, g_w * C)
+    return x.unflatten(2, (-1, channels))  # (B, g_h, g_w, C)
+
+
+def _averaging_matrix(size: int, bins: int, like: Tensor) -> Tensor:
+    """(bins, size): row i averages [floor(i * size / bins), ceil((i + 1) * size / bins))."""
+    i = torch.arange(bins, device=like.device).unsqueeze(1)
+    j = torch.arange(size, device=like.device)
+    start = i * size // bins
+    stop = ((i + 1) * size + bins - 1) // bins
+    inside = (j >= start) & (j < stop)
+    return inside.to(like.dtype) / (stop - start).to(like.dtype)
+
+
+def mix_heads(weight: Tensor, maps: Tensor) -> Tensor:
+    """The cross-head interaction I: every output map is a weighted sum of all heads' maps.
+
+    A ``bmm`` over flattened maps, because ``einsum`` and ``matmul`` copy them at batch > 1.
+
+    Args:
+        weight: (h, h), row = output head.
+        maps: (B, h, rows, columns).
+
+    Returns:
+        (B, h, rows, columns).
+    """
+    batch, heads = maps.shape[:2]
+    mixed = torch.bmm(weight.to(maps.dtype).expand(batch, heads, heads), maps.flatten(2))
+    return mixed.view_as(maps)
+
+
+def softmax(logits: Tensor) -> Tensor:
+    """Softmax over the last axis, computed in fp32 or better, returned in the logits' dtype."""
+    return logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32)).to(
+        logits.dtype
+    )
+
+
+class MHSA(nn.Module):
+    """(a) Multi-head self-attention, through ``scaled_dot_product_attention``.
+
+    Also the base of the other three, which replace :meth:`attend`.
+
+    Args:
+        dim: channels C.
+        num_heads: heads h; d = C / h.
+
+    Raises:
+        ValueError: C is not a multiple of h.
+    """
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        if num_heads < 1 or dim % num_heads:
+            raise ValueError(f'dim={dim} must be a multiple of num_heads={num_heads}')
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)  # rows q, k, v, each head-major
+        self.proj = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        q, k, v = self._split_heads(self.qkv(x))  # (B, h, N, d) each
+        y = self.attend(x, q, k, v)  # (B, h, N, d)
+        # (B, h, N, d) -> (B, N, h, d) -> (B, H, W, C)
+        return self.proj(y.transpose(1, 2).reshape(x.shape))
+
+    def attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of all heads; x is the input (B, H, W, C), the rest (B, h, N, d)."""
+        return F.scaled_dot_product_attention(q, k, v)
+
+    def _split_heads(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(B, H, W, m C) -> m tensors (B, h, H W, d)."""
+        batch, head_dim = x.shape[0], self.proj.in_features // self.num_heads
+        # (B, H, W, m C) -> (B, N, m, h, d) -> (m, B, h, N, d)
+        x = x.reshape(batch, x.shape[1] * x.shape[2], -1, self.num_heads, head_dim)
+        return x.permute(2, 0, 3, 1, 4).unbind(0)
+
+
+class DecomposedMHSA(MHSA):
+    """(b) Attention through L landmarks, A_Q (A_K V), without interaction.
+
+    Two fused calls: neither the N x L nor the L x N map is stored.
+
+    Args:
+        landmarks: side g of the landmark grid, L = g * g; may be changed on a built module.
+    """
+
+    def __init__(self, dim: int, num_heads: int, landmarks: int = 7) -> None:
+        super().__init__(dim, num_heads)
+        self.landmarks = landmarks
+
+    @property
+    def landmarks(self) -> int:
+        """Side g of the landmark grid. No parameter depends on it."""
+        return self._landmarks
+
+    @landmarks.setter
+    def landmarks(self, value: int) -> None:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(
+                f'landmarks={value!r}: expected the side of the grid, an int of at least 1'
+            )
+        self._landmarks = value
+
+    def project_landmarks(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """q_landmarks, k_landmarks (B, h, L, d) of the tokens x (B, H, W, C).
+
+        Averaging commutes with the projection, so the input is pooled once and L tokens are
+        projected instead of pooling two projections of N.
+        """
+        pooled = pool_landmarks(x, self.landmarks)  # (B, g_h, g_w, C)
+        channels = x.shape[-1]
+        return self._split_heads(F.linear(pooled, self.qkv.weight[: 2 * channels]))
+
+    def attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q_landmarks, k_landmarks = self.project_landmarks(x)
+        summary = F.scaled_dot_product_attention(q_landmarks, k, v)  # A_K V, (B, h, L, d)
+        return F.scaled_dot_product_attention(q, k_landmarks, summary)  # A_Q (A_K V)
+
+
+class _Interaction:
+    """Mixin: where the cross-head interaction sits relative to the softmax.
+
+    ``post`` and ``pre`` have one h x h matrix per attention map, ``both`` a second one,
+    ``..._pre``. They start at the identity, which leaves the heads independent.
+    """
+
+    def _add_interaction(self, interaction: str, *names: str) -> None:
+        if interaction not in INTERACTIONS:
+            raise ValueError(
+                f'interaction={interaction!r}: expected one of {INTERACTIONS}'
+                " (for no interaction use attention='decomposed' or 'mhsa')"
+            )
+        self.interaction_position = interaction
+        if interaction == 'both':
+            names += tuple(f'{name}_pre' for name in names)
+        for name in names:
+            self.register_parameter(name, nn.Parameter(torch.eye(self.num_heads)))
+
+    def _interact(self, logits: Tensor, name: str) -> Tensor:
+        """Softmax of the logits (B, h, rows, columns) with the interaction called ``name``."""
+        weight = getattr(self, name)
+        if self.interaction_position == 'pre':
+            return softmax(mix_heads(weight, logits))
+        if self.interaction_position == 'both':
+            logits = mix_heads(getattr(self, f'{name}_pre'), logits)
+        return mix_heads(weight, softmax(logits))
+
+
+class InteractiveMHSA(_Interaction, MHSA):
+    """(c) Full N x N attention whose maps are mixed across heads.
+
+    Quadratic in time and memory: for comparison, and for small grids.
+
+    Args:
+        interaction: 'post' (after the softmax), 'pre' or 'both'.
+    """
+
+    def __init__(self, dim: int, num_heads: int, interaction: str = 'post') -> None:
+        super().__init__(dim, num_heads)
+        self._add_interaction(interaction, 'interaction')
+
+    def attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, h, N, N)
+        return self._interact(logits, 'interaction') @ v
+
+
+class IMHSA(_Interaction, DecomposedMHSA):
+    """(d) Interactive multi-head self-attention: linear in N.
+
+    Y = I_Q(A_Q) (I_K(A_K) V), the L x d product first; cost O(2 N L h (d + h)).
+
+    Args:
+        dim: channels C.
+        num_heads: heads h; d = C / h.
+        landmarks: side g of the landmark grid, L = g * g; may be changed on a built module.
+        interaction: 'post' (after the softmax), 'pre' or 'both'.
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, landmarks: int = 7, interaction: str = 'post'
+    ) -> None:
+        super().__init__(dim, num_heads, landmarks)
+        self._add_interaction(interaction, 'interaction_q', 'interaction_k')
+
+    def attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q_landmarks, k_landmarks = self.project_landmarks(x)
+        scale = q.shape[-1] ** -0.5  # applied to the landmarks, the smaller factor
+        # A_K' = I_K(softmax(q K^T / sqrt d)): (B, h, L, N)
+        attn_k = self._interact((q_landmarks * scale) @ k.transpose(-2, -1), 'interaction_k')
+        # A_Q' = I_Q(softmax(Q k^T / sqrt d)): (B, h, N, L)
+        attn_q = self._interact(q @ (k_landmarks * scale).transpose(-2, -1), 'interaction_q')
+        return attn_q @ (attn_k @ v)  # (B, h, N, L) @ (B, h, L, d)
+
+
+ATTENTIONS = {
+    'mhsa': MHSA,
+    'decomposed': DecomposedMHSA,
+    'interactive': InteractiveMHSA,
+    'imhsa': IMHSA,
+}
+
+
+def build_attention(
+    kind: str, dim: int, num_heads: int, landmarks: int = 7, interaction: str = 'post'
+) -> MHSA:
+    """Build one of the four by name; options that a kind does not have are left out.
+
+    Raises:
+        ValueError: ``kind`` is not one of 'mhsa', 'decomposed', 'interactive', 'imhsa'.
+    """
+    if kind not in ATTENTIONS:
+        raise ValueError(f'attention={kind!r}: expected one of {tuple(ATTENTIONS)}')
+    options = {}
+    if issubclass(ATTENTIONS[kind], DecomposedMHSA):
+        options['landmarks'] = landmarks
+    if issubclass(ATTENTIONS[kind], _Interaction):
+        options['interaction'] = interaction
+    return ATTENTIONS[kind](dim, num_heads, **options)

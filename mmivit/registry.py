@@ -1,0 +1,36 @@
+"""The scope ``mmivit``, and its sharing into mmdet's and mmseg's.
+
+``type='mmivit.IViT'`` resolves from any OpenMMLab config: MMEngine imports ``mmivit.registry``
+for the prefix and ``mmivit.models`` for the location. Where mmdet or mmseg is used, plain
+``IViT``, ``mmdet.IViT`` and ``mmseg.IViT`` resolve as well once mmivit is imported, in whichever
+order the packages are. Neither of them is imported here.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import wrapt
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import Registry
+
+SHARED_WITH = ('mmdet', 'mmseg')
+
+MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmivit', locations=['mmivit.models.ivit'])
+
+
+def share(package_registry: ModuleType) -> None:
+    """Register the backbone in another package's own registry, under its plain name.
+
+    Args:
+        package_registry: ``mmdet.registry`` or ``mmseg.registry``.
+    """
+    models = package_registry.MODELS
+    # A name already taken is left to its owner; ``mmivit.IViT`` is never ambiguous.
+    if 'IViT' not in models.module_dict:
+        models.register_module(name='IViT', module=MODELS.get('IViT'))
+
+
+for _package in SHARED_WITH:
+    # Runs at once where the package is imported already, otherwise when it is.
+    wrapt.register_post_import_hook(share, f'{_package}.registry')

@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# Installs mmcv with its compiled operators into a virtual environment that has torch.
+# The wheel is kept in the user's cache, keyed by what it was compiled against.
+# Usage: build_mmcv.sh VENV
+set -euo pipefail
+
+python=$1/bin/python
+export PATH="$(cd "$1/bin" && pwd):$PATH" # ninja
+here=$(cd "$(dirname "$0")" && pwd)
+version=$(sed -n 's/^mmcv==//p' "$here/constraints.txt")
+
+# CUDA operators need a card, nvcc, and an nvcc of the major version torch was built with.
+cuda=cpu
+torch_cuda=$("$python" -c 'import torch; print(torch.version.cuda if torch.cuda.is_available() else "")')
+if [ -n "$torch_cuda" ]; then
+    nvcc_cuda=$(nvcc --version 2>/dev/null | sed -n 's/.*release \([0-9.]*\),.*/\1/p' || true)
+    if [ "${nvcc_cuda%%.*}" = "${torch_cuda%%.*}" ]; then
+        cuda=cu$torch_cuda
+    else
+        echo "    An NVIDIA card was found, but nvcc is ${nvcc_cuda:-missing} and torch needs ${torch_cuda%%.*}.x:"
+        echo "    mmcv's operators will run on the CPU only. To mend it, install the CUDA toolkit"
+        echo "    ${torch_cuda}, remove $1 and run 'make setup' again."
+    fi
+fi
+
+key=$("$python" -c 'import platform, sys, torch
+print(f"py{sys.version_info[0]}{sys.version_info[1]}-torch{torch.__version__}-{platform.machine()}")')
+cache="${XDG_CACHE_HOME:-$HOME/.cache}/mmivit/mmcv-$version-$key-$cuda"
+wheel=$(ls "$cache"/mmcv-*.whl 2>/dev/null || true)
+
+if [ -z "$wheel" ]; then
+    echo "==> Compiling mmcv $version's operators for $cuda (about 7 minutes on 2 cores, once per machine)"
+    mkdir -p "$cache"
+    build=$(mktemp -d "$cache/build.XXXXXX")
+    trap 'rm -rf "$build"' EXIT
+    if [ "$cuda" = cpu ]; then
+        export CUDA_VISIBLE_DEVICES= FORCE_CUDA=0
+    else
+        export FORCE_CUDA=1
+    fi
+    # -g0: Python's own flags ask for debug symbols, which double the time and the size.
+    if ! MMCV_WITH_OPS=1 CFLAGS="-g0 ${CFLAGS:-}" MAX_JOBS="${MAX_JOBS:-$(getconf _NPROCESSORS_ONLN)}" \
+        TMPDIR=$build "$python" -m pip wheel --quiet --no-build-isolation --no-deps --no-binary mmcv \
+        --wheel-dir "$build" "mmcv==$version" >"$cache/build.log" 2>&1; then
+        tail -n 30 "$cache/build.log"
+        echo "mmcv did not compile; the end of its log is above, all of it in $cache/build.log."
+        echo "With less than 2 GiB of memory per core try: make setup MAX_JOBS=1"
+        exit 1
+    fi
+    mv "$build"/mmcv-*.whl "$cache/"
+    wheel=$(ls "$cache"/mmcv-*.whl)
+else
+    echo "==> Installing mmcv $version from the wheel compiled earlier (seconds)"
+fi
+"$python" -m pip install --quiet --no-deps --force-reinstall "$wheel"
+"$python" -c 'from mmcv.ops import nms, roi_align'

@@ -1,0 +1,249 @@
+"""The backbone: every architecture and every argument of its contract."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from mmivit.models import IViT
+from mmivit.models.ivit import ARCHITECTURES, Block, DropPath
+
+ARCHS = tuple(ARCHITECTURES)
+ATTENTIONS = ('mhsa', 'decomposed', 'interactive', 'imhsa')
+WIDTHS = {
+    'nano': [32, 64, 128, 256],
+    'tiny': [64, 128, 320, 512],
+    'small': [64, 128, 320, 512],
+    'medium': [96, 192, 384, 576],
+    'base': [128, 256, 512, 768],
+}
+# Side lengths after the stem and each downsampling, by hand: (31 + 4 - 7) // 4 + 1 = 8, and so on.
+MAPS = {
+    (32, 32): [(8, 8), (4, 4), (2, 2), (1, 1)],
+    (31, 31): [(8, 8), (4, 4), (2, 2), (1, 1)],
+    (112, 137): [(28, 34), (14, 17), (7, 9), (4, 5)],
+}
+
+
+@pytest.mark.parametrize('size', MAPS)
+@pytest.mark.parametrize('arch', ARCHS)
+def test_maps_of_every_architecture(arch, size):
+    model = IViT(arch).eval()
+    assert model.out_channels == WIDTHS[arch]
+    assert model.out_strides == [4, 8, 16, 32]
+    with torch.no_grad():
+        maps = model(torch.randn(1, 3, *size))
+    assert isinstance(maps, tuple)
+    for y, width, side in zip(maps, WIDTHS[arch], MAPS[size]):
+        assert y.shape == (1, width, *side)
+        assert y.is_contiguous()  # mmcv's RoIAlign reads memory as NCHW whatever the strides say
+        assert y.isfinite().all()
+
+
+@pytest.mark.parametrize('attention', ATTENTIONS)
+def test_every_parameter_gets_a_gradient(attention):
+    model = IViT('nano', attention=attention)
+    sum(y.square().mean() for y in model(torch.randn(2, 3, 64, 96))).backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None]
+    assert not without
+
+
+def test_detection_size():
+    maps = IViT('nano').eval()(torch.randn(1, 3, 800, 1333))
+    assert [tuple(y.shape[2:]) for y in maps] == [(200, 333), (100, 167), (50, 84), (25, 42)]
+
+
+def test_heads_of_the_architecture_table():
+    heads = {
+        arch: [model.stages[i].blocks[0].token_mixer.num_heads for i in (2, 3)]
+        for arch, model in ((arch, IViT(arch)) for arch in ARCHS)
+    }
+    assert heads == {
+        'nano': [4, 8],
+        'tiny': [10, 16],
+        'small': [10, 16],
+        'medium': [12, 18],
+        'base': [16, 24],
+    }
+
+
+def test_batch_does_not_change_the_result():
+    model = IViT('nano').eval()
+    x = torch.randn(3, 3, 64, 80)
+    with torch.no_grad():
+        together, alone = model(x), model(x[1:2])
+    for a, b in zip(together, alone):
+        torch.testing.assert_close(a[1:2], b, rtol=1e-4, atol=1e-4)
+
+
+def test_memory_format_does_not_change_the_result():
+    model = IViT('nano').eval()
+    x = torch.randn(2, 3, 64, 80)
+    with torch.no_grad():
+        expected = model(x)
+        for a, b in zip(expected, model(x.contiguous(memory_format=torch.channels_last))):
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize('out_indices', [(0,), (3,), (1, 3), [0, 1, 2, 3]])
+def test_out_indices(out_indices):
+    model = IViT('nano', out_indices=out_indices).eval()
+    maps = model(torch.randn(1, 3, 64, 64))
+    assert [y.shape[1] for y in maps] == model.out_channels
+    norms = [name for name, _ in model.named_children() if name.startswith('norm')]
+    assert norms == [f'norm{i}' for i in out_indices]
+
+
+@pytest.mark.parametrize('in_channels', [1, 4])
+def test_in_channels(in_channels):
+    assert IViT('nano', in_channels=in_channels)(torch.randn(1, in_channels, 64, 64))
+
+
+def test_arch_as_a_dict():
+    model = IViT(dict(depths=(1, 1, 1, 1), widths=(16, 32, 48, 64)), head_dim=16)
+    assert model.out_channels == [16, 32, 48, 64]
+    assert model.stages[3].blocks[0].token_mixer.num_heads == 4
+
+
+def test_landmarks_change_on_a_built_model():
+    model = IViT('nano').eval()
+    assert model.landmarks == 7
+    x = torch.randn(1, 3, 256, 256)
+    with torch.no_grad():
+        before = model(x)[3]
+        model.landmarks = 4
+        after = model(x)[3]
+        fresh = IViT('nano', landmarks=4).eval()
+        fresh.load_state_dict(model.state_dict())
+        assert not torch.allclose(before, after)
+        torch.testing.assert_close(after, fresh(x)[3])
+    with pytest.raises(ValueError, match='landmarks'):
+        IViT('nano', attention='mhsa').landmarks = 4
+
+
+@pytest.mark.parametrize('attention', ATTENTIONS)
+def test_checkpointing_gives_the_same_outputs_and_gradients(attention):
+    torch.manual_seed(0)
+    model = IViT('nano', attention=attention, drop_path_rate=0.3)
+    x = torch.randn(2, 3, 64, 64)
+    results = []
+    for with_cp in (False, True):
+        model.with_cp = with_cp
+        model.zero_grad()
+        torch.manual_seed(1)  # the same paths dropped
+        maps = model(x)
+        sum(y.square().mean() for y in maps).backward()
+        results.append((maps, [p.grad.clone() for p in model.parameters()]))
+    for a, b in zip(*(maps for maps, _ in results)):
+        torch.testing.assert_close(a, b)
+    for a, b in zip(*(grads for _, grads in results)):
+        torch.testing.assert_close(a, b)
+
+
+def test_checkpointing_recomputes(monkeypatch):
+    calls = []
+    forward = Block.forward
+    monkeypatch.setattr(Block, 'forward', lambda self, x: calls.append(1) or forward(self, x))
+    model = IViT('nano', with_cp=True)
+    model(torch.randn(1, 3, 64, 64))[3].sum().backward()
+    assert len(calls) == 2 * sum(ARCHITECTURES['nano']['depths'])
+
+
+def frozen_names(model):
+    return {name for name, p in model.named_parameters() if not p.requires_grad}
+
+
+@pytest.mark.parametrize('frozen_stages', [-1, 0, 1, 4])
+def test_freezing(frozen_stages):
+    model = IViT('nano', frozen_stages=frozen_stages, drop_path_rate=0.5)
+    prefixes = ('stem.', *(f'stages.{i}.' for i in range(frozen_stages)))
+    expected = {name for name, _ in model.named_parameters() if name.startswith(prefixes)}
+    if frozen_stages < 0:
+        expected = set()
+    assert frozen_names(model) == expected  # at construction, before anything can wrap it
+    assert model.train() is model
+    assert frozen_names(model) == expected
+    for name, module in model.named_modules():
+        frozen = frozen_stages >= 0 and f'{name}.'.startswith(prefixes)
+        assert module.training is not frozen
+    assert not model.eval().stages[3].training
+
+
+def test_frozen_stages_do_not_change_in_training():
+    model = IViT('nano', frozen_stages=2)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    model.train()
+    sum(y.mean() for y in model(torch.randn(1, 3, 64, 64))).backward()
+    optimizer.step()
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert changed
+    assert not changed & frozen_names(model)
+
+
+def test_drop_path():
+    torch.manual_seed(0)
+    layer = DropPath(0.25)
+    x = torch.ones(4000, 2, 2, 3)
+    y = layer(x)
+    assert set(y.unique().tolist()) == {0.0, pytest.approx(4 / 3)}
+    assert y.mean().item() == pytest.approx(1, abs=0.05)
+    assert all(len(sample.unique()) == 1 for sample in y[:50])
+    assert layer.eval()(x) is x
+    rates = [m.rate for m in IViT('nano', drop_path_rate=0.3).modules() if isinstance(m, DropPath)]
+    assert rates == pytest.approx([0.3 * i / 9 for i in range(10)])
+
+
+def test_initialisation():
+    model = IViT('nano')
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            fan_in = module.weight[0].numel()
+            assert module.weight.std().item() == pytest.approx(fan_in**-0.5, rel=0.25), name
+            assert module.bias is None or not module.bias.any()
+        if isinstance(module, nn.LayerNorm):
+            assert module.bias is None
+            assert (module.weight == 1).all()
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'named'),
+    [
+        (dict(arch='huge'), 'nano'),
+        (dict(arch=dict(depths=(1, 1, 1, 1))), 'widths'),
+        (dict(arch=dict(depths=(1, 1, 1), widths=(32, 32, 32, 32))), '4 positive integers'),
+        (dict(attention='linear'), 'imhsa'),
+        (dict(interaction='none'), 'post'),
+        (dict(landmarks=0), 'at least 1'),
+        (dict(head_dim=48), r'\[1, 2, 4, 8, 16, 32, 64, 128\]'),
+        (dict(out_indices=(1, 4)), r'\(0, 1, 2, 3\)'),
+        (dict(out_indices=()), r'\(0, 1, 2, 3\)'),
+        (dict(frozen_stages=5), '-1 to 4'),
+        (dict(drop_path_rate=1.5), '0 <= rate < 1'),
+    ],
+)
+def test_wrong_arguments_name_the_allowed_values(arguments, named):
+    with pytest.raises(ValueError, match=named):
+        IViT(**{'arch': 'nano', **arguments})
+
+
+def test_a_misspelt_option_is_an_error():
+    with pytest.raises(TypeError, match='landmark_grid'):
+        IViT('nano', landmark_grid=7)
+
+
+def test_too_small_an_input_is_an_error():
+    with pytest.raises(ValueError, match='31 x 31'):
+        IViT('nano')(torch.randn(1, 3, 30, 64))
+
+
+def test_importing_the_model_needs_torch_and_mmengine_alone():
+    code = (
+        'import sys, mmivit.models\n'
+        "heavy = {'mmcv', 'mmdet', 'mmseg', 'timm', 'torchvision'} & set(sys.modules)\n"
+        'sys.exit(str(heavy) if heavy else 0)'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

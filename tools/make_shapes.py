@@ -1,0 +1,31 @@
+"""Draw the built-in data set: instances in COCO's format, label maps in ADE20K's.
+
+python tools/make_shapes.py data/shapes
+"""
+
+import argparse
+import sys
+
+from mmivit.shapes import ShapesSpec, write_dataset
+
+
+def main() -> None:
+    default = ShapesSpec()
+    parser = argparse.ArgumentParser(description='Draw the built-in data set.')
+    parser.add_argument('root', help='folder to write')
+    parser.add_argument('--train', type=int, default=default.train, help='training images')
+    parser.add_argument('--val', type=int, default=default.val, help='held-out images')
+    parser.add_argument('--size', type=int, default=default.size, help='side in pixels')
+    parser.add_argument('--seed', type=int, default=default.seed)
+    parser.add_argument('--force', action='store_true', help='replace what the folder holds')
+    args = parser.parse_args()
+    try:
+        spec = ShapesSpec(args.train, args.val, args.size, args.seed)
+        written = write_dataset(args.root, spec, args.force)
+    except (ValueError, OSError) as error:
+        sys.exit(f'make_shapes: {error}')
+    print(f'{args.root}: {"drawn" if written else "holds this data set already"}')
+
+
+if __name__ == '__main__':
+    main()

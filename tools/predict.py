@@ -1,0 +1,41 @@
+"""Predict on images: pictures and one JSON per image.
+
+    python tools/predict.py CONFIG CHECKPOINT photo.jpg folder/ --out predictions
+"""
+
+import argparse
+import sys
+
+from mmivit.predict import predict
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description='Predict on images and folders.')
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('inputs', nargs='+', help='images and folders')
+    parser.add_argument('--out', default='predictions', help='folder to write')
+    parser.add_argument('--device', help="'cpu', 'cuda:0', ...; the best available by default")
+    parser.add_argument('--score-thr', type=float, default=0.3, help='least score shown')
+    parser.add_argument('--force', action='store_true', help='replace what was written earlier')
+    args = parser.parse_args()
+    try:
+        report = predict(
+            args.config,
+            args.checkpoint,
+            args.inputs,
+            args.out,
+            device=args.device,
+            score_thr=args.score_thr,
+            force=args.force,
+        )
+    except OSError as error:
+        sys.exit(f'predict: {error}')
+    print(f'{len(report.written) // 2} images: {args.out}/pictures, {args.out}/predictions')
+    if report.failed:
+        lines = [f'  {path}: {reason}' for path, reason in report.failed.items()]
+        sys.exit('\n'.join([f'{len(report.failed)} could not be predicted:', *lines]))
+
+
+if __name__ == '__main__':
+    main()

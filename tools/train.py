@@ -1,0 +1,58 @@
+"""Train a detector or segmentor: the flags of mmdet's and mmseg's own tools/train.py.
+
+    python tools/train.py configs/mask_rcnn_ivit.py
+"""
+
+import argparse
+import os
+import sys
+
+from mmengine.config import DictAction
+
+from mmivit.launch import LaunchError, train
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description='Train a detector or segmentor.')
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--work-dir', help='folder of logs and checkpoints')
+    parser.add_argument('--amp', action='store_true', help='mixed precision')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help="scale the learning rate from the config's base batch to the actual total batch",
+    )
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        help='go on from this checkpoint, or from the latest in the work dir if none is named',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override settings of the config: key.subkey=value, lists as key="[a,b]"',
+    )
+    parser.add_argument(
+        '--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none'
+    )
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    args = parser.parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    try:
+        train(
+            args.config,
+            work_dir=args.work_dir,
+            amp=args.amp,
+            auto_scale_lr=args.auto_scale_lr,
+            resume=args.resume,
+            cfg_options=args.cfg_options,
+            launcher=args.launcher,
+        )
+    except LaunchError as error:
+        sys.exit(f'train: {error}')
+
+
+if __name__ == '__main__':
+    main()
