@@ -1,4 +1,7 @@
-"""Mask R-CNN, iViT-Medium, COCO 3x multi-scale, as mask_rcnn_ivit_3x.py. Box and mask AP: not run."""
+"""Mask R-CNN, iViT-Medium, COCO 3x multi-scale, as mask_rcnn_ivit_3x.py.
+
+Box and mask AP: not run.
+"""
 
 _base_ = 'mask_rcnn_ivit_3x.py'
 

@@ -67,7 +67,7 @@ def train(
     runner.train()
 
 
-def test(
+def evaluate(
     config: str,
     checkpoint: str,
     work_dir: str | None = None,

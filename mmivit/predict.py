@@ -111,9 +111,7 @@ def predict(
 class _Detector:
     """mmdet's inferencer: BGR image in, RGB picture and plain record out."""
 
-    def __init__(
-        self, config: str, checkpoint: str, device: str | None, score_thr: float
-    ) -> None:
+    def __init__(self, config: str, checkpoint: str, device: str | None, score_thr: float) -> None:
         from mmdet.apis import DetInferencer
 
         cfg = Config.fromfile(config)

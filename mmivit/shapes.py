@@ -1,12 +1,14 @@
 """The built-in data set: drawn scenes with instance and semantic labels.
 
 Five classes of rotated, textured, lit shapes on textured, lit backgrounds with clutter, overlapping
-with correct visible masks. Colour tells nothing about the class. Every image depends on the seed
-and its own number alone, so a data set is the same on any machine and grows without changing.
+with correct visible masks. Colour hints at the class without deciding it: every class has a hue of
+its own, scattered so widely that it overlaps its neighbours'. Every image depends on the seed and
+its own number alone, so a data set is the same on any machine and grows without changing.
 """
 
 from __future__ import annotations
 
+import colorsys
 import json
 import math
 import shutil
@@ -27,6 +29,7 @@ SPLITS = ('training', 'validation')
 DRAWING = 1  # to be raised whenever the same spec would draw other pictures
 OBJECTS = (2, 5)  # per image, inclusive
 RADIUS = (0.13, 0.26)  # of the image's side
+HUE_SCATTER = 30  # degrees, standard deviation; the classes' own hues are 72 degrees apart
 MIN_VISIBLE = 0.4  # of an object that others may cover
 SUPERSAMPLE = 4  # shapes are drawn this much larger, for smooth edges
 JPEG_QUALITY = 95
@@ -119,7 +122,7 @@ def draw_scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[in
         remaining = [(m & ~mask).sum() for m in masks]
         if any(left < MIN_VISIBLE * full for left, full in zip(remaining, full_areas)):
             continue  # it would hide an earlier object
-        image = _paint(rng, image, alpha)
+        image = _paint(rng, image, alpha, label)
         masks = [m & ~mask for m in masks]
         labels.append(label)
         masks.append(mask)
@@ -189,17 +192,25 @@ def _background(rng: np.random.Generator, size: int) -> np.ndarray:
     return image * _light(rng, size)
 
 
-def _paint(rng: np.random.Generator, image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Lay an object of random colour, texture and light over the image."""
+def _paint(
+    rng: np.random.Generator, image: np.ndarray, alpha: np.ndarray, label: int
+) -> np.ndarray:
+    """Lay an object in one of its class's colours over the image, textured and lit."""
     size = len(image)
-    inside = alpha > 0.5
-    behind = image[inside].mean(0)
-    colour = rng.uniform(20, 235, 3)
-    while np.abs(colour - behind).max() < 80:  # an object nobody could see teaches nothing
-        colour = rng.uniform(20, 235, 3)
+    behind = image[alpha > 0.5].mean(0)
+    colour = _class_colour(rng, label)
+    while np.abs(colour - behind).max() < 60:  # an object nobody could see teaches nothing
+        colour = _class_colour(rng, label)
     texture = rng.uniform(0, 8) * _texture(rng, size) + 5 * _noise(rng, size, cells=6)[..., 0]
     surface = (colour + texture[..., None]) * _light(rng, size)
     return image + alpha[..., None] * (surface - image)
+
+
+def _class_colour(rng: np.random.Generator, label: int) -> np.ndarray:
+    """(3,) BGR in [0, 255]: the class's hue with scatter, any saturation and brightness."""
+    hue = (label * 360 / len(CLASSES) + HUE_SCATTER * rng.standard_normal()) % 360
+    red_green_blue = colorsys.hsv_to_rgb(hue / 360, rng.uniform(0.4, 1), rng.uniform(0.3, 1))
+    return 255 * np.array(red_green_blue[::-1])
 
 
 def _noise(rng: np.random.Generator, size: int, cells: int, channels: int = 1) -> np.ndarray:

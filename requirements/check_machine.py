@@ -12,7 +12,8 @@ def main():
     found = '.'.join(map(str, sys.version_info[:3]))
     if sys.version_info[:2] != WANTED:
         sys.exit(
-            f'mmivit is set up on Python 3.11, for which its versions are pinned; found {found} ({sys.executable}).\n'
+            'mmivit is set up on Python 3.11, for which its versions are pinned; found '
+            f'{found} ({sys.executable}).\n'
             'Install it (Debian, Ubuntu: apt install python3.11 python3.11-dev python3.11-venv) '
             'and run: make setup PYTHON=python3.11'
         )

@@ -51,20 +51,19 @@ def naive(module, x, interaction='post', landmarks=7):
         ]
         return maps if interaction == 'pre' else mix(maps, name)
 
+    def pooled(tensor):
+        grid = tensor.reshape(height, width, dim).permute(2, 0, 1)
+        size = (min(landmarks, height), min(landmarks, width))
+        return F.adaptive_avg_pool2d(grid, size).flatten(1).T
+
+    def logits(left, right):
+        return [left[:, s] @ right[:, s].T / math.sqrt(d) for s in head]
+
+    head = [slice(i * d, (i + 1) * d) for i in range(heads)]
     out = torch.empty_like(x)
     for b in range(batch):
         flat = x[b].reshape(tokens, dim)
         q, k, v = (flat @ part.T for part in params['qkv.weight'].chunk(3))
-        head = [slice(i * d, (i + 1) * d) for i in range(heads)]
-
-        def pooled(tensor):
-            grid = tensor.reshape(height, width, dim).permute(2, 0, 1)
-            size = (min(landmarks, height), min(landmarks, width))
-            return F.adaptive_avg_pool2d(grid, size).flatten(1).T
-
-        def logits(left, right):
-            return [left[:, s] @ right[:, s].T / math.sqrt(d) for s in head]
-
         if linear:
             attn_q = attend(logits(q, pooled(k)), 'interaction_q')
             attn_k = attend(logits(pooled(q), k), 'interaction_k')
@@ -103,9 +102,7 @@ def test_landmarks_can_change_on_a_built_module(kind, landmarks):
     names = {name: tuple(p.shape) for name, p in module.named_parameters()}
     module.landmarks = landmarks
     x = torch.randn(1, 9, 12, 24, dtype=torch.float64)
-    torch.testing.assert_close(
-        module(x), naive(module, x, landmarks=landmarks), rtol=0, atol=1e-10
-    )
+    torch.testing.assert_close(module(x), naive(module, x, landmarks=landmarks), rtol=0, atol=1e-10)
     assert names == {name: tuple(p.shape) for name, p in module.named_parameters()}
 
 

@@ -1,6 +1,6 @@
 """Predict on images: pictures and one JSON per image.
 
-    python tools/predict.py CONFIG CHECKPOINT photo.jpg folder/ --out predictions
+python tools/predict.py CONFIG CHECKPOINT photo.jpg folder/ --out predictions
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Evaluate a checkpoint: the flags of mmdet's and mmseg's own tools/test.py.
 
-    python tools/test.py configs/mask_rcnn_ivit.py work_dirs/mask_rcnn_ivit/epoch_12.pth
+python tools/test.py configs/mask_rcnn_ivit.py work_dirs/mask_rcnn_ivit/epoch_12.pth
 """
 
 import argparse
@@ -9,7 +9,7 @@ import sys
 
 from mmengine.config import DictAction
 
-from mmivit.launch import LaunchError, test
+from mmivit.launch import LaunchError, evaluate
 
 
 def main() -> None:
@@ -30,14 +30,12 @@ def main() -> None:
         action=DictAction,
         help='override settings of the config: key.subkey=value, lists as key="[a,b]"',
     )
-    parser.add_argument(
-        '--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none'
-    )
+    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     args = parser.parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     try:
-        metrics = test(
+        metrics = evaluate(
             args.config,
             args.checkpoint,
             work_dir=args.work_dir,

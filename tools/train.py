@@ -1,6 +1,6 @@
 """Train a detector or segmentor: the flags of mmdet's and mmseg's own tools/train.py.
 
-    python tools/train.py configs/mask_rcnn_ivit.py
+python tools/train.py configs/mask_rcnn_ivit.py
 """
 
 import argparse
@@ -34,9 +34,7 @@ def main() -> None:
         action=DictAction,
         help='override settings of the config: key.subkey=value, lists as key="[a,b]"',
     )
-    parser.add_argument(
-        '--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none'
-    )
+    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     args = parser.parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))

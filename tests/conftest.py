@@ -1,0 +1,42 @@
+"""What the tests share: a small drawn data set and commands run as a user runs them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmivit.shapes import ShapesSpec, write_dataset
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / 'configs'
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        skip = pytest.mark.skip(reason='needs a CUDA device; torch sees none')
+        for item in items:
+            if 'gpu' in item.keywords:
+                item.add_marker(skip)
+
+
+@pytest.fixture(scope='session')
+def shapes(tmp_path_factory):
+    """A folder with ``data/shapes`` in it, to be used as working directory."""
+    folder = tmp_path_factory.mktemp('workspace')
+    write_dataset(folder / 'data' / 'shapes', ShapesSpec(train=16, val=4, size=128))
+    return folder
+
+
+def run_tool(name, *args, cwd, timeout=300, **env):
+    """Run ``python tools/NAME`` and return the finished process, output as text."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / 'tools' / name), *map(str, args)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, **env},
+    )

@@ -1,0 +1,112 @@
+"""Reading checkpoints: MMEngine's own under weights_only, hostile ones refused, loads reported."""
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer, MessageHub
+from mmengine.runner.checkpoint import load_checkpoint, load_state_dict
+from mmengine.utils import digit_version
+from torch import nn
+
+import mmivit  # noqa: F401 - importing it is what allow-lists
+from mmivit.models import IViT
+
+weights_only = pytest.mark.skipif(
+    digit_version(torch.__version__) < digit_version('2.6.0'),
+    reason='torch before 2.6 does not refuse pickles by default',
+)
+
+
+def history():
+    hub = MessageHub('test')
+    for value in (1.0, 2.0, 4.0):
+        hub.update_scalar('train/loss', value)
+    hub.update_scalar('train/numpy', np.float32(0.5))
+    hub.update_info('iter', 3)
+    return hub.state_dict()
+
+
+@weights_only
+def test_a_message_hub_loads_under_weights_only(tmp_path):
+    path = tmp_path / 'log.pth'
+    torch.save(dict(message_hub=history(), meta=dict(epoch=1)), path)
+    buffer = torch.load(path)['message_hub']['log_scalars']['train/loss']
+    assert isinstance(buffer, HistoryBuffer)
+    assert buffer.mean() == pytest.approx(7 / 3)
+    assert buffer.statistics('max') == 4
+
+
+class Hostile:
+    """Runs code when unpickled."""
+
+    def __init__(self, function, *arguments):
+        self.call = (function, arguments)
+
+    def __reduce__(self):
+        return self.call
+
+
+@weights_only
+@pytest.mark.parametrize(
+    'payload',
+    [
+        Hostile(os.system, 'touch harmed'),
+        Hostile(getattr, os, 'system'),
+        Hostile(getattr, HistoryBuffer, '__init__'),
+        Hostile(getattr, HistoryBuffer([], []), 'mean'),
+        Hostile(eval, "open('harmed', 'w')"),
+        Hostile(exec, "open('harmed', 'w')"),
+    ],
+    ids=['os.system', 'getattr-os', 'getattr-init', 'getattr-instance', 'eval', 'exec'],
+)
+def test_a_hostile_checkpoint_is_refused(payload, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(dict(state_dict=IViT('nano').state_dict(), extra=payload), 'hostile.pth')
+    with pytest.raises(pickle.UnpicklingError):
+        load_checkpoint(IViT('nano'), 'hostile.pth')
+    assert not os.path.exists('harmed')
+
+
+class Detector(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = IViT('nano', out_indices=(3,))
+
+
+def loaders():
+    return [
+        lambda model, state: model.load_state_dict(state, strict=False),
+        lambda model, state: load_state_dict(model, state),
+    ]
+
+
+@pytest.mark.parametrize('load', loaders(), ids=['torch', 'mmengine'])
+def test_weights_that_match_nothing_are_an_error(load):
+    resnet = {'conv1.weight': torch.zeros(64, 3, 7, 7), 'layer1.0.bn1.weight': torch.zeros(64)}
+    with pytest.raises(RuntimeError, match=r'(?s)none of the 2 loaded tensors.*conv1\.weight'):
+        load(IViT('nano'), resnet)
+
+
+def test_a_detector_given_a_bare_backbone_is_an_error():
+    state = IViT('nano').state_dict()
+    with pytest.raises(RuntimeError, match=r'backbone\.stem'):
+        load_state_dict(Detector(), state)
+
+
+def test_a_load_is_reported(capsys):
+    model = Detector()
+    state = model.state_dict()
+    del state['backbone.norm3.weight']
+    state['backbone.stem.conv.bias'] = torch.zeros(7)
+    state['backbone.head.weight'] = torch.zeros(1)
+    load_state_dict(model, state)
+    report = capsys.readouterr()
+    report = report.out + report.err
+    total = len(model.backbone.state_dict())
+    assert f'IViT: {total - 2} of {total} tensors found' in report
+    assert '1 missing: backbone.norm3.weight' in report
+    assert '1 unexpected: backbone.head.weight' in report
+    assert 'backbone.stem.conv.bias (7,) instead of (32,)' in report

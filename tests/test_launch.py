@@ -1,0 +1,124 @@
+"""What train.py and test.py check before a run starts."""
+
+import pytest
+from mmengine.config import Config, ConfigDict
+
+from mmivit.launch import LaunchError, check_channels, check_data, warn_about_batch_size
+from tests.conftest import CONFIGS, ROOT, run_tool
+
+
+def test_training_without_coco_says_what_to_do(tmp_path):
+    done = run_tool('train.py', CONFIGS / 'mask_rcnn_ivit.py', cwd=tmp_path, timeout=60)
+    assert done.returncode == 1
+    assert 'Traceback' not in done.stderr
+    for text in (
+        'data/coco/annotations/instances_train2017.json',
+        'data/coco/val2017/',
+        'ln -s /where/it/is data/coco',
+        'tools/make_shapes.py data/shapes',
+    ):
+        assert text in done.stderr
+    assert not (tmp_path / 'work_dirs').exists()
+
+
+def test_only_what_is_missing_is_called_missing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'data/coco/annotations').mkdir(parents=True)
+    (tmp_path / 'data/coco/annotations/instances_val2017.json').touch()
+    cfg = Config.fromfile(CONFIGS / 'mask_rcnn_ivit.py')
+    with pytest.raises(LaunchError) as caught:
+        check_data(cfg, ('val',))
+    missing, expected = str(caught.value).split('Expected layout')
+    assert 'val2017/' in missing
+    assert 'instances_val2017.json' not in missing
+    assert 'instances_val2017.json' in expected
+    (tmp_path / 'data/coco/val2017').mkdir()
+    check_data(cfg, ('val',))
+
+
+def test_wrapped_datasets_and_remote_paths(tmp_path):
+    inner = dict(type='A', data_root=str(tmp_path), ann_file='a.json', data_prefix=dict(img=''))
+    remote = dict(type='A', data_root='s3://bucket', ann_file='a.json')
+    wrapped = dict(dataset=dict(type='Repeat', dataset=dict(type='Concat', datasets=[remote])))
+    check_data(Config(dict(train_dataloader=wrapped)), ('train',))
+    wrapped['dataset']['dataset']['datasets'].append(inner)
+    with pytest.raises(LaunchError, match=r'a\.json'):
+        check_data(Config(dict(train_dataloader=wrapped)), ('train',))
+
+
+@pytest.mark.parametrize(
+    ('options', 'paste'),
+    [
+        (dict(backbone=dict(arch='medium')), r'neck=dict\(in_channels=\[96, 192, 384, 576\]\)'),
+        (dict(backbone=dict(out_indices=(1, 2, 3))), r'neck=dict\(in_channels=\[128, 320, 512\]\)'),
+        (dict(backbone=dict(arch='huge')), "model.backbone: arch='huge'.*'nano'"),
+        (dict(backbone=dict(landmark=7)), 'model.backbone.*landmark'),
+    ],
+)
+def test_channels_that_do_not_fit_print_what_to_paste(options, paste):
+    cfg = Config.fromfile(CONFIGS / 'mask_rcnn_ivit.py')
+    cfg.merge_from_dict(dict(model=options))
+    with pytest.raises(LaunchError, match=f'(?s){paste}'):
+        check_channels(cfg)
+
+
+def segmentor(**head):
+    backbone = dict(type='mmivit.IViT', arch='nano')
+    return Config(dict(model=dict(backbone=backbone, decode_head=head)))
+
+
+def test_channels_of_segmentation_heads():
+    check_channels(segmentor(in_channels=[32, 64, 128, 256], in_index=[0, 1, 2, 3]))
+    check_channels(segmentor(in_channels=256))
+    with pytest.raises(LaunchError, match=r'decode_head=dict\(in_channels=128\)'):
+        check_channels(segmentor(in_channels=512, in_index=2))
+    with pytest.raises(LaunchError, match='4 maps'):
+        check_channels(segmentor(in_channels=512, in_index=4))
+
+
+@pytest.mark.parametrize('name', sorted(p.name for p in CONFIGS.glob('*.py')))
+def test_shipped_configs_pass_the_check(name):
+    check_channels(Config.fromfile(CONFIGS / name))
+
+
+class FakeRunner:
+    def __init__(self, world_size, batch, base=16, enable=False, accumulate=1):
+        self.world_size = world_size
+        self.cfg = ConfigDict(
+            train_dataloader=dict(batch_size=batch),
+            optim_wrapper=dict(accumulative_counts=accumulate),
+            auto_scale_lr=dict(base_batch_size=base, enable=enable),
+        )
+
+
+@pytest.mark.parametrize(
+    ('runner', 'warns'),
+    [
+        (FakeRunner(8, 2), False),
+        (FakeRunner(1, 2), True),
+        (FakeRunner(1, 2, enable=True), False),
+        (FakeRunner(4, 2, accumulate=2), False),
+    ],
+)
+def test_batch_size_warning(runner, warns, capsys):
+    warn_about_batch_size(runner)
+    output = capsys.readouterr()
+    assert ('--auto-scale-lr' in output.out + output.err) is warns
+
+
+@pytest.mark.parametrize('tool', ['train.py', 'test.py', 'predict.py'])
+def test_missing_files_are_named_without_a_traceback(tool, tmp_path):
+    args = {'train.py': (), 'test.py': ('x.pth',), 'predict.py': ('x.pth', 'x.jpg')}[tool]
+    done = run_tool(tool, 'nowhere.py', *args, cwd=tmp_path)
+    assert done.returncode == 1
+    assert 'nowhere.py' in done.stderr
+    assert 'Traceback' not in done.stderr
+
+
+@pytest.mark.parametrize('script', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh'])
+def test_launch_scripts_print_their_usage(script, tmp_path):
+    import subprocess
+
+    done = subprocess.run([ROOT / 'tools' / script], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert 'Usage:' in done.stdout

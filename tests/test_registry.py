@@ -1,0 +1,62 @@
+"""Registration, each case in a fresh process started in an empty folder elsewhere."""
+
+import subprocess
+import sys
+
+import pytest
+
+NOTHING_IMPORTED = "import sys; assert not any(m.startswith('mmivit') for m in sys.modules)\n"
+
+
+def run(code, folder):
+    done = subprocess.run(
+        [sys.executable, '-c', code], cwd=folder, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize('package', ['mmengine', 'mmdet', 'mmseg'])
+def test_scoped_name_resolves_with_nothing_imported(package, tmp_path):
+    run(
+        f'from {package}.registry import MODELS\n'
+        + NOTHING_IMPORTED
+        + "assert type(MODELS.build(dict(type='mmivit.IViT', arch='nano'))).__name__ == 'IViT'\n",
+        tmp_path,
+    )
+
+
+@pytest.mark.parametrize('first', ['mmivit', 'package'])
+@pytest.mark.parametrize('package', ['mmdet', 'mmseg'])
+def test_plain_and_package_names_resolve_once_imported(package, first, tmp_path):
+    imports = ['import mmivit', f'from {package}.registry import MODELS']
+    run(
+        '\n'.join(imports if first == 'mmivit' else imports[::-1])
+        + '\nfrom mmivit.models import IViT\n'
+        + f"for name in ('IViT', '{package}.IViT'):\n"
+        + '    assert MODELS.get(name) is IViT, name\n',
+        tmp_path,
+    )
+
+
+@pytest.mark.parametrize(('used', 'other'), [('mmdet', 'mmseg'), ('mmseg', 'mmdet')])
+def test_neither_package_is_imported_for_the_other(used, other, tmp_path):
+    run(
+        f'import sys, mmivit\nfrom {used}.registry import MODELS\n'
+        "MODELS.build(dict(type='IViT', arch='nano'))\n"
+        f"assert not any(m.split('.')[0] == '{other}' for m in sys.modules)\n",
+        tmp_path,
+    )
+
+
+def test_registering_twice_is_harmless_and_a_taken_name_is_left_alone(tmp_path):
+    run(
+        'import mmdet.registry, mmseg.registry\n'
+        "@mmseg.registry.MODELS.register_module(name='IViT')\n"
+        'class Other: pass\n'
+        'import mmivit.registry\n'
+        'mmivit.registry.share(mmdet.registry)\n'
+        'mmivit.registry.share(mmdet.registry)\n'
+        "assert mmseg.registry.MODELS.get('IViT') is Other\n"
+        "assert mmseg.registry.MODELS.get('mmivit.IViT').__name__ == 'IViT'\n",
+        tmp_path,
+    )

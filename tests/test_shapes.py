@@ -1,0 +1,142 @@
+"""The drawn data set, read back by the stock data sets and by pycocotools."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+from mmdet.datasets import CocoDataset
+from mmengine import Config
+from mmseg.datasets import BaseSegDataset
+from pycocotools.coco import COCO
+
+from mmivit.shapes import (
+    CLASSES,
+    PALETTE,
+    SEMANTIC_CLASSES,
+    ShapesSpec,
+    draw_scene,
+    write_dataset,
+)
+from tests.conftest import CONFIGS, run_tool
+
+SPEC = ShapesSpec(train=5, val=2, size=64, seed=3)
+
+
+@pytest.fixture
+def root(tmp_path):
+    assert write_dataset(tmp_path / 'shapes', SPEC)
+    return tmp_path / 'shapes'
+
+
+def files(root):
+    return {p.relative_to(root): p.read_bytes() for p in root.rglob('*') if p.is_file()}
+
+
+def test_deterministic_by_seed(root, tmp_path):
+    write_dataset(tmp_path / 'again', SPEC)
+    assert files(root) == files(tmp_path / 'again')
+    write_dataset(tmp_path / 'other', ShapesSpec(train=5, val=2, size=64, seed=4))
+    first = 'images/training/000000.jpg'
+    assert (root / first).read_bytes() != (tmp_path / 'other' / first).read_bytes()
+
+
+def test_a_larger_set_begins_with_the_smaller_and_splits_differ(root, tmp_path):
+    write_dataset(tmp_path / 'larger', ShapesSpec(train=6, val=2, size=64, seed=3))
+    for i in range(5):
+        name = f'images/training/{i:06d}.jpg'
+        assert (root / name).read_bytes() == (tmp_path / 'larger' / name).read_bytes()
+    train, val = (
+        (root / f'images/{s}/000000.jpg').read_bytes() for s in ('training', 'validation')
+    )
+    assert train != val
+
+
+def test_visible_masks_are_disjoint_and_match_what_is_seen():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        image, labels, masks = draw_scene(rng, 96)
+        assert image.shape == (96, 96, 3)
+        assert image.dtype == np.uint8
+        assert masks.shape == (len(labels), 96, 96)
+        assert masks.sum(0).max() == 1
+        assert masks.any((1, 2)).all()
+
+
+def test_coco_and_label_maps_tell_the_same(root):
+    coco = COCO(str(root / 'annotations/instances_training.json'))
+    assert [c['name'] for c in coco.loadCats(coco.getCatIds())] == list(CLASSES)
+    for image_id in coco.getImgIds():
+        name = coco.imgs[image_id]['file_name']
+        semantic = cv2.imread(
+            str(root / 'annotations/training' / name.replace('.jpg', '.png')), cv2.IMREAD_UNCHANGED
+        )
+        expected = np.ones_like(semantic)
+        for annotation in coco.imgToAnns[image_id]:
+            mask = coco.annToMask(annotation).astype(bool)
+            expected[mask] = annotation['category_id'] + 1
+            y, x = np.nonzero(mask)
+            left, top, width, height = annotation['bbox']
+            assert (left, top) == (x.min(), y.min())
+            assert (left + width, top + height) == (x.max() + 1, y.max() + 1)
+            assert annotation['area'] == mask.sum()
+        assert (semantic == expected).all()
+
+
+def test_stock_datasets_read_it(root):
+    coco = CocoDataset(
+        data_root=str(root),
+        ann_file='annotations/instances_training.json',
+        data_prefix=dict(img='images/training/'),
+        metainfo=dict(classes=CLASSES, palette=PALETTE),
+        pipeline=[],
+    )
+    assert len(coco) == SPEC.train
+    assert all(len(coco.get_data_info(i)['instances']) for i in range(len(coco)))
+    segmentation = BaseSegDataset(
+        data_root=str(root),
+        data_prefix=dict(img_path='images/validation', seg_map_path='annotations/validation'),
+        metainfo=dict(classes=SEMANTIC_CLASSES),
+        reduce_zero_label=True,
+        pipeline=[],
+    )
+    assert len(segmentation) == SPEC.val
+
+
+def test_configs_name_the_classes_that_are_drawn():
+    metainfo = Config.fromfile(CONFIGS / 'mask_rcnn_ivit_shapes.py').metainfo
+    assert tuple(metainfo.classes) == CLASSES
+    assert tuple(map(tuple, metainfo.palette)) == PALETTE
+
+
+def test_an_existing_folder_is_safe(root):
+    before = files(root)
+    assert not write_dataset(root, SPEC)  # it is there already
+    with pytest.raises(FileExistsError, match='--force'):
+        write_dataset(root, ShapesSpec(train=2, val=1, size=64))
+    assert files(root) == before
+    write_dataset(root, ShapesSpec(train=2, val=1, size=64), force=True)
+    assert json.loads((root / 'shapes.json').read_text())['train'] == 2
+
+
+def test_an_interrupted_drawing_leaves_no_half_data_set(root, tmp_path, monkeypatch):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr('mmivit.shapes._coco_mask', stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_dataset(tmp_path / 'new', SPEC)
+    assert not (tmp_path / 'new').exists()
+
+
+def test_command(tmp_path):
+    args = ('out', '--train', 2, '--val', 1, '--size', 48)
+    done = run_tool('make_shapes.py', *args, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert 'drawn' in done.stdout
+    assert 'already' in run_tool('make_shapes.py', *args, cwd=tmp_path).stdout
+    refused = run_tool('make_shapes.py', 'out', '--train', 3, cwd=tmp_path)
+    assert refused.returncode == 1
+    assert '--force' in refused.stderr
+    assert 'Traceback' not in refused.stderr
+    assert 'at least 32' in run_tool('make_shapes.py', 'x', '--size', 8, cwd=tmp_path).stderr
