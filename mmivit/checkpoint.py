@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pickle import UnpicklingError
 
 import numpy as np
@@ -10,6 +13,11 @@ import torch
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.utils import digit_version
 from torch import Tensor, nn
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be used: unsafe, unreadable, or of something else."""
+
 
 MAX_LISTED = 8  # names listed per group of a load report
 
@@ -50,6 +58,18 @@ def _get_statistic(owner: object, name: str) -> object:
     )
 
 
+@contextmanager
+def readable_errors(path: str) -> Iterator[None]:
+    """Turn what reading a bad checkpoint raises into a CheckpointError that names the file."""
+    try:
+        yield
+    except UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f'{path} was not loaded: {reason}') from error
+    except (EOFError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f'{path} is no checkpoint, or not a whole one: {error}') from error
+
+
 def report_loading(module: nn.Module, state_dict: dict[str, Tensor], prefix: str = '') -> None:
     """Log which tensors of a state dict fit a module, and refuse one of which nothing does.
 
@@ -62,7 +82,7 @@ def report_loading(module: nn.Module, state_dict: dict[str, Tensor], prefix: str
         prefix: what the module's own names start with in it.
 
     Raises:
-        RuntimeError: the state dict holds tensors, and not one fits by name and shape.
+        CheckpointError: the state dict holds tensors, and not one fits by name and shape.
     """
     if not state_dict:
         return
@@ -75,7 +95,7 @@ def report_loading(module: nn.Module, state_dict: dict[str, Tensor], prefix: str
     name = type(module).__name__
     matched = [key for key in expected if found.get(key) == expected[key]]
     if not matched:
-        raise RuntimeError(
+        raise CheckpointError(
             f'{name}: none of the {len(state_dict)} loaded tensors fits any of its '
             f'{len(expected)}.\n'
             f'  found:    {_listed(list(state_dict))}\n'

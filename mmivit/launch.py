@@ -13,6 +13,7 @@ from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from mmivit.checkpoint import readable_errors
 from mmivit.models.ivit import IViT
 
 
@@ -43,6 +44,7 @@ def train(
 
     Raises:
         LaunchError: data, checkpoint or a setting is missing or does not fit.
+        CheckpointError: the checkpoint is unsafe, unreadable, or of something else.
     """
     cfg = _read_config(config, work_dir, cfg_options, launcher)
     check_channels(cfg)
@@ -64,7 +66,8 @@ def train(
         cfg.load_from = None if resume == 'auto' else _existing_file(resume, '--resume')
     runner = _build_runner(cfg)
     warn_about_batch_size(runner)
-    runner.train()
+    with readable_errors(cfg.load_from or f'The latest checkpoint in {cfg.work_dir}'):
+        runner.train()
 
 
 def evaluate(
@@ -97,7 +100,7 @@ def evaluate(
         The metrics, by name.
 
     Raises:
-        LaunchError: as in :func:`train`.
+        LaunchError, CheckpointError: as in :func:`train`.
     """
     cfg = _read_config(config, work_dir, cfg_options, launcher)
     check_channels(cfg)
@@ -124,7 +127,8 @@ def evaluate(
         if not out.endswith(('.pkl', '.pickle')):
             raise LaunchError(f'--out {out}: detections are written to a .pkl file')
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=out))
-    return runner.test()
+    with readable_errors(checkpoint):
+        return runner.test()
 
 
 def check_data(cfg: Config, splits: tuple[str, ...]) -> None:

@@ -15,6 +15,8 @@ import torch
 from mmengine.config import Config
 from tqdm import tqdm
 
+from mmivit.checkpoint import readable_errors
+
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
 LEGIBLE = 480  # pixels; smaller images are enlarged for drawing, so that labels can be read
 
@@ -74,6 +76,7 @@ def predict(
     Raises:
         FileNotFoundError: an input, the config or the checkpoint is missing.
         FileExistsError: a file to be written exists and ``force`` is off.
+        CheckpointError: the checkpoint is unsafe, unreadable, or of something else.
     """
     for path in (config, checkpoint):
         if not Path(path).is_file():
@@ -115,7 +118,8 @@ class _Detector:
         from mmdet.apis import DetInferencer
 
         cfg = Config.fromfile(config)
-        self.inferencer = DetInferencer(cfg, checkpoint, device=device, show_progress=False)
+        with readable_errors(checkpoint):
+            self.inferencer = DetInferencer(cfg, checkpoint, device=device, show_progress=False)
         self.classes = self.inferencer.model.dataset_meta['classes']
         self.score_thr = score_thr
 

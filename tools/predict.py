@@ -6,6 +6,7 @@ python tools/predict.py CONFIG CHECKPOINT photo.jpg folder/ --out predictions
 import argparse
 import sys
 
+from mmivit.checkpoint import CheckpointError
 from mmivit.predict import predict
 
 
@@ -29,7 +30,7 @@ def main() -> None:
             score_thr=args.score_thr,
             force=args.force,
         )
-    except OSError as error:
+    except (OSError, CheckpointError) as error:
         sys.exit(f'predict: {error}')
     print(f'{len(report.written) // 2} images: {args.out}/pictures, {args.out}/predictions')
     if report.failed:

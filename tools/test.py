@@ -9,6 +9,7 @@ import sys
 
 from mmengine.config import DictAction
 
+from mmivit.checkpoint import CheckpointError
 from mmivit.launch import LaunchError, evaluate
 
 
@@ -47,7 +48,7 @@ def main() -> None:
             cfg_options=args.cfg_options,
             launcher=args.launcher,
         )
-    except LaunchError as error:
+    except (LaunchError, CheckpointError) as error:
         sys.exit(f'test: {error}')
     for name, value in metrics.items():
         print(f'{name:<24}{value:.4f}')

@@ -9,6 +9,7 @@ import sys
 
 from mmengine.config import DictAction
 
+from mmivit.checkpoint import CheckpointError
 from mmivit.launch import LaunchError, train
 
 
@@ -48,7 +49,7 @@ def main() -> None:
             cfg_options=args.cfg_options,
             launcher=args.launcher,
         )
-    except LaunchError as error:
+    except (LaunchError, CheckpointError) as error:
         sys.exit(f'train: {error}')
 
 

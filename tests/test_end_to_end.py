@@ -1,0 +1,210 @@
+"""The demo's path with its own commands, then with stock mmdet's, on a few drawn images."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import mmdet
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import CONFIGS, ROOT, run_tool
+
+CONFIG = CONFIGS / 'mask_rcnn_ivit_shapes.py'
+MMDET_TOOLS = Path(mmdet.__file__).parent / '.mim' / 'tools'
+
+
+def options(epochs, **more):
+    settings = {
+        'train_cfg.max_epochs': epochs,
+        'train_dataloader.batch_size': 4,
+        'model.test_cfg.rcnn.score_thr': 0.0,
+        **more,
+    }
+    return ['--cfg-options', *(f'{key}={value}' for key, value in settings.items())]
+
+
+@pytest.fixture(scope='session')
+def trained(shapes):
+    """Work dir of a demo config trained for one epoch of four iterations."""
+    done = run_tool('train.py', CONFIG, '--work-dir', 'run', *options(1), cwd=shapes)
+    assert done.returncode == 0, done.stderr[-3000:]
+    # Four images a batch, while the learning rate is meant for eight.
+    assert '--auto-scale-lr' in done.stdout + done.stderr
+    return shapes / 'run'
+
+
+@pytest.fixture(scope='session')
+def checkpoint(trained):
+    return trained / 'epoch_1.pth'
+
+
+def test_training_saves_a_checkpoint_that_loads_under_weights_only(checkpoint):
+    import mmivit  # noqa: F401
+
+    loaded = torch.load(checkpoint, weights_only=True)
+    assert {'state_dict', 'optimizer', 'message_hub', 'meta', 'param_schedulers'} <= set(loaded)
+
+
+def test_evaluation(checkpoint, shapes):
+    done = run_tool(
+        'test.py', CONFIG, checkpoint, '--work-dir', 'tested', '--out', 'tested/out.pkl',
+        '--show-dir', 'pictures', cwd=shapes,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert 'coco/bbox_mAP_50' in done.stdout
+    assert 'coco/segm_mAP_50' in done.stdout
+    assert (shapes / 'tested/out.pkl').stat().st_size
+    assert list((shapes / 'tested').rglob('*.jpg'))
+
+
+def test_killed_training_goes_on_from_the_last_checkpoint(shapes):
+    command = [
+        sys.executable, ROOT / 'tools/train.py', CONFIG, '--work-dir', 'killed', *options(1000),
+    ]  # fmt: skip
+    marker = shapes / 'killed/last_checkpoint'
+    deadline = time.monotonic() + 200
+    with open(shapes / 'killed.log', 'w') as log:
+        process = subprocess.Popen(
+            command, cwd=shapes, stdout=log, stderr=log, start_new_session=True
+        )
+        while not marker.exists() and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert marker.exists(), (shapes / 'killed.log').read_text()[-3000:]
+    last = Path(marker.read_text())
+    epoch = int(last.stem.split('_')[1])
+    done = run_tool(
+        'train.py', CONFIG, '--work-dir', 'killed', '--resume', *options(epoch + 1), cwd=shapes
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    output = done.stdout + done.stderr
+    assert f'resumed epoch: {epoch}, iter: {4 * epoch}' in output
+    assert f'Epoch(train) [{epoch}]' not in output
+    assert (shapes / f'killed/epoch_{epoch + 1}.pth').exists()
+
+
+@pytest.fixture
+def photos(tmp_path, shapes):
+    """A folder as users have them: images of all kinds and files that are none."""
+    folder = tmp_path / 'photos'
+    (folder / 'deeper').mkdir(parents=True)
+    drawn = cv2.imread(str(shapes / 'data/shapes/images/validation/000000.jpg'))
+    cv2.imwrite(str(folder / 'drawn.jpg'), drawn)
+    cv2.imwrite(str(folder / 'drawn.png'), drawn)
+    cv2.imwrite(str(folder / 'deeper/grey.png'), drawn[..., 0])
+    cv2.imwrite(str(folder / 'large.jpg'), cv2.resize(drawn, (900, 700)))
+    (folder / 'broken.jpg').write_bytes((folder / 'drawn.jpg').read_bytes()[:200])
+    (folder / 'empty.png').touch()
+    (folder / 'notes.txt').write_text('no image')
+    return folder
+
+
+def test_prediction_goes_on_past_unreadable_files(checkpoint, photos, tmp_path):
+    args = (CONFIG, checkpoint, photos, '--out', 'out', '--score-thr', 0.1, '--device', 'cpu')
+    done = run_tool('predict.py', *args, cwd=tmp_path)
+    assert done.returncode == 1
+    assert 'Traceback' not in done.stderr
+    assert '4 images: out/pictures, out/predictions' in done.stdout
+    listed = done.stderr.split('2 could not be predicted:')[1]
+    assert 'broken.jpg' in listed
+    assert 'empty.png' in listed
+    written = sorted(str(p.relative_to(tmp_path / 'out')) for p in (tmp_path / 'out').rglob('*.*'))
+    names = ['deeper/grey.png', 'drawn.jpg', 'drawn.png', 'large.jpg']
+    assert written == sorted(
+        [f'pictures/{name}.jpg' for name in names] + [f'predictions/{name}.json' for name in names]
+    )
+    record = json.loads((tmp_path / 'out/predictions/large.jpg.json').read_text())
+    assert (record['width'], record['height']) == (900, 700)
+    for detection in record['detections']:
+        assert detection['name'] in ('circle', 'square', 'triangle', 'star', 'cross')
+        assert detection['mask']['size'] == [700, 900]
+        assert detection['score'] >= 0.1
+    assert cv2.imread(str(tmp_path / 'out/pictures/drawn.jpg.jpg')).shape[0] >= 480
+
+    again = run_tool('predict.py', *args, cwd=tmp_path)
+    assert again.returncode == 1
+    assert '--force' in again.stderr
+
+
+def test_a_small_image_is_drawn_enlarged_with_its_boxes_in_place(checkpoint):
+    from mmivit.predict import _Detector
+
+    detector = _Detector(str(CONFIG), str(checkpoint), 'cpu', 0.0)
+    image = np.zeros((128, 128, 3), np.uint8)
+    sample = detector.inferencer(image, return_datasamples=True)['predictions'][0]
+    sample.pred_instances = sample.pred_instances[:1]
+    sample.pred_instances.bboxes = torch.tensor([[32.0, 32, 96, 96]])
+    sample.pred_instances.masks = np.zeros((1, 128, 128), bool)
+    sample.pred_instances.masks[:, 32:96, 32:96] = True
+    painted = detector._draw(image, sample).max(-1) > 0
+    assert painted.shape == (512, 512)
+    assert painted[140:370, 140:370].mean() > 0.99
+    assert not painted[:, 400:].any()
+
+
+def test_hostile_and_foreign_checkpoints_are_one_line_errors(shapes, tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return os.system, ('touch harmed',)
+
+    torch.save(dict(state_dict={}, extra=Hostile()), tmp_path / 'hostile.pth')
+    torch.save({'conv1.weight': torch.zeros(3)}, tmp_path / 'foreign.pth')
+    (tmp_path / 'text.pth').write_text('weights')
+    (tmp_path / 'empty.pth').touch()
+    (tmp_path / 'pickle.pth').write_bytes(pickle.dumps(Hostile()))
+    for name in ('hostile', 'foreign', 'text', 'empty', 'pickle'):
+        done = run_tool('predict.py', CONFIG, tmp_path / f'{name}.pth', tmp_path, cwd=shapes)
+        assert done.returncode == 1
+        assert 'Traceback' not in done.stderr, name
+    assert not (shapes / 'harmed').exists()
+
+
+def test_stock_det_inferencer_from_an_empty_folder(checkpoint, tmp_path):
+    code = (
+        'import numpy, sys\n'
+        'from mmdet.apis import DetInferencer\n'
+        "assert not any(m.startswith('mmivit') for m in sys.modules)\n"
+        f'inferencer = DetInferencer(model={str(CONFIG)!r}, weights={str(checkpoint)!r}, '
+        "device='cpu')\n"
+        'image = numpy.random.default_rng(0).integers(0, 255, (100, 120, 3), numpy.uint8)\n'
+        "prediction = inferencer(image)['predictions'][0]\n"
+        "assert set(prediction) == {'labels', 'scores', 'bboxes', 'masks'}\n"
+        "assert inferencer.model.dataset_meta['classes'][0] == 'circle'\n"
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_stock_mmdet_tools_run_the_demo_config(checkpoint, shapes):
+    for command in (
+        ['train.py', CONFIG, '--work-dir', 'stock', *options(1)],
+        ['test.py', CONFIG, checkpoint, '--work-dir', 'stock'],
+    ):
+        done = subprocess.run(
+            [sys.executable, str(MMDET_TOOLS / command[0]), *map(str, command[1:])],
+            cwd=shapes,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert (shapes / 'stock/epoch_1.pth').exists()
+
+
+def test_sync_bn_becomes_bn_on_one_process(shapes):
+    done = run_tool(
+        'train.py', CONFIG, '--work-dir', 'sync',
+        *options(1, **{'model.neck.norm_cfg.type': 'SyncBN'}), cwd=shapes,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
