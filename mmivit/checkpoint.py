@@ -82,10 +82,8 @@ def report_loading(module: nn.Module, state_dict: dict[str, Tensor], prefix: str
         prefix: what the module's own names start with in it.
 
     Raises:
-        CheckpointError: the state dict holds tensors, and not one fits by name and shape.
+        CheckpointError: not one tensor fits by name and shape.
     """
-    if not state_dict:
-        return
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     found = {
         name[len(prefix) :]: tuple(getattr(tensor, 'shape', ()))
@@ -95,10 +93,10 @@ def report_loading(module: nn.Module, state_dict: dict[str, Tensor], prefix: str
     name = type(module).__name__
     matched = [key for key in expected if found.get(key) == expected[key]]
     if not matched:
+        # A loader hands a sub-module only what begins with its name: often nothing at all.
         raise CheckpointError(
-            f'{name}: none of the {len(state_dict)} loaded tensors fits any of its '
-            f'{len(expected)}.\n'
-            f'  found:    {_listed(list(state_dict))}\n'
+            f'{name}: none of the loaded tensors fits any of its {len(expected)}.\n'
+            f'  found:    {_listed(list(state_dict)) or f"none that begins with {prefix!r}"}\n'
             f'  expected: {_listed([prefix + key for key in expected])}\n'
             '  Is this a checkpoint of another model, or of a part of one?'
         )

@@ -1,5 +1,6 @@
 """What the tests share: a small drawn data set and commands run as a user runs them."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.logging import MMLogger
 
 from mmivit.shapes import ShapesSpec, write_dataset
 
@@ -20,6 +22,18 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if 'gpu' in item.keywords:
                 item.add_marker(skip)
+
+
+@pytest.fixture
+def log():
+    """Everything logged through mmengine's current logger, one message per entry."""
+    messages = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(handler)
+    yield messages
+    logger.removeHandler(handler)
 
 
 @pytest.fixture(scope='session')

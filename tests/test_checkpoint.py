@@ -54,13 +54,13 @@ class Hostile:
     'payload',
     [
         Hostile(os.system, 'touch harmed'),
-        Hostile(getattr, os, 'system'),
+        Hostile(getattr, np.ndarray, 'tofile'),
         Hostile(getattr, HistoryBuffer, '__init__'),
         Hostile(getattr, HistoryBuffer([], []), 'mean'),
         Hostile(eval, "open('harmed', 'w')"),
         Hostile(exec, "open('harmed', 'w')"),
     ],
-    ids=['os.system', 'getattr-os', 'getattr-init', 'getattr-instance', 'eval', 'exec'],
+    ids=['os.system', 'getattr-array', 'getattr-init', 'getattr-instance', 'eval', 'exec'],
 )
 def test_a_hostile_checkpoint_is_refused(payload, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -86,25 +86,25 @@ def loaders():
 @pytest.mark.parametrize('load', loaders(), ids=['torch', 'mmengine'])
 def test_weights_that_match_nothing_are_an_error(load):
     resnet = {'conv1.weight': torch.zeros(64, 3, 7, 7), 'layer1.0.bn1.weight': torch.zeros(64)}
-    with pytest.raises(RuntimeError, match=r'(?s)none of the 2 loaded tensors.*conv1\.weight'):
+    with pytest.raises(RuntimeError, match=r'(?s)none of the loaded tensors.*conv1\.weight'):
         load(IViT('nano'), resnet)
 
 
-def test_a_detector_given_a_bare_backbone_is_an_error():
+@pytest.mark.parametrize('load', loaders(), ids=['torch', 'mmengine'])
+def test_a_detector_given_a_bare_backbone_is_an_error(load):
     state = IViT('nano').state_dict()
-    with pytest.raises(RuntimeError, match=r'backbone\.stem'):
-        load_state_dict(Detector(), state)
+    with pytest.raises(RuntimeError, match=r"(?s)none that begins with 'backbone\.'.*expected"):
+        load(Detector(), state)
 
 
-def test_a_load_is_reported(capsys):
+def test_a_load_is_reported(log):
     model = Detector()
     state = model.state_dict()
     del state['backbone.norm3.weight']
     state['backbone.stem.conv.bias'] = torch.zeros(7)
     state['backbone.head.weight'] = torch.zeros(1)
     load_state_dict(model, state)
-    report = capsys.readouterr()
-    report = report.out + report.err
+    (report,) = (message for message in log if message.startswith('IViT:'))
     total = len(model.backbone.state_dict())
     assert f'IViT: {total - 2} of {total} tensors found' in report
     assert '1 missing: backbone.norm3.weight' in report

@@ -188,7 +188,7 @@ def test_drop_path():
     layer = DropPath(0.25)
     x = torch.ones(4000, 2, 2, 3)
     y = layer(x)
-    assert set(y.unique().tolist()) == {0.0, pytest.approx(4 / 3)}
+    assert y.unique().tolist() == pytest.approx([0, 4 / 3])
     assert y.mean().item() == pytest.approx(1, abs=0.05)
     assert all(len(sample.unique()) == 1 for sample in y[:50])
     assert layer.eval()(x) is x
@@ -200,8 +200,7 @@ def test_initialisation():
     model = IViT('nano')
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
-            fan_in = module.weight[0].numel()
-            assert module.weight.std().item() == pytest.approx(fan_in**-0.5, rel=0.25), name
+            assert module.weight.std().item() == pytest.approx(0.02, rel=0.1), name
             assert module.bias is None or not module.bias.any()
         if isinstance(module, nn.LayerNorm):
             assert module.bias is None

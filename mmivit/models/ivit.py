@@ -225,7 +225,8 @@ class IViT(BaseModule):
 
         self.stem = Stem(in_channels, widths[0])
         self.stages = nn.ModuleList()
-        drop_path = iter(torch.linspace(0, drop_path_rate, sum(depths)).tolist())
+        last = max(sum(depths) - 1, 1)
+        drop_path = (drop_path_rate * i / last for i in range(sum(depths)))
         for i, (depth, dim) in enumerate(zip(depths, widths)):
             downsample = Downsampling(widths[i - 1], dim) if i else nn.Identity()
             blocks = [

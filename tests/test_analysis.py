@@ -1,0 +1,48 @@
+"""Counted costs against formulas written from the equations."""
+
+import pytest
+
+from mmivit.analysis import architecture_costs
+from mmivit.models.ivit import ARCHITECTURES
+
+LANDMARKS = 7
+
+
+def formula(arch, size, attention):
+    """MACs by hand: convolutions, linear layers, and section 2 of the method for attention."""
+    depths, widths = ARCHITECTURES[arch]['depths'], ARCHITECTURES[arch]['widths']
+    height, width = ((side + 4 - 7) // 4 + 1 for side in size)
+    total = height * width * 3 * 49 * widths[0]  # stem
+    for stage, (depth, dim) in enumerate(zip(depths, widths)):
+        if stage:
+            height, width = (height + 1) // 2, (width + 1) // 2
+            total += height * width * 9 * widths[stage - 1] * dim
+        tokens = height * width
+        mlp = 2 * tokens * dim * 4 * dim
+        if stage < 2:
+            mixer = 2 * tokens * dim * 2 * dim + 49 * tokens * 2 * dim
+        else:
+            heads, d = dim // 32, 32
+            mixer = 4 * tokens * dim * dim  # qkv and proj
+            if attention in ('mhsa', 'interactive'):
+                mixer += 2 * heads * tokens * tokens * d
+            else:
+                g_h, g_w = min(LANDMARKS, height), min(LANDMARKS, width)
+                marks = g_h * g_w
+                # Pooling as two matrix products, then q and k of the landmarks.
+                mixer += height * g_w * width * dim + g_h * height * g_w * dim
+                mixer += marks * dim * 2 * dim
+                mixer += 4 * heads * tokens * marks * d  # two maps, and their two products
+            if attention == 'interactive':
+                mixer += heads * heads * tokens * tokens
+            if attention == 'imhsa':
+                mixer += 2 * heads * heads * tokens * marks
+        total += depth * (mixer + mlp)
+    return total
+
+
+@pytest.mark.parametrize('attention', ['mhsa', 'decomposed', 'interactive', 'imhsa'])
+@pytest.mark.parametrize('size', [(224, 224), (112, 137), (800, 1333)])
+def test_macs_equal_the_formula(size, attention):
+    for arch, cost in architecture_costs(size, attention=attention).items():
+        assert cost.macs == formula(arch, size, attention)
