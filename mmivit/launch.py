@@ -11,9 +11,9 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
 
-from mmivit.checkpoint import readable_errors
+from mmivit.checkpoint import check_readable
 from mmivit.models.ivit import IViT
 
 
@@ -64,10 +64,12 @@ def train(
     if resume is not None:
         cfg.resume = True
         cfg.load_from = None if resume == 'auto' else _existing_file(resume, '--resume')
+    latest = find_latest_checkpoint(cfg.work_dir) if resume == 'auto' else cfg.get('load_from')
+    if latest:
+        check_readable(latest)
     runner = _build_runner(cfg)
     warn_about_batch_size(runner)
-    with readable_errors(cfg.load_from or f'The latest checkpoint in {cfg.work_dir}'):
-        runner.train()
+    runner.train()
 
 
 def evaluate(
@@ -106,6 +108,7 @@ def evaluate(
     check_channels(cfg)
     check_data(cfg, ('test',))
     cfg.load_from = _existing_file(checkpoint, 'checkpoint')
+    check_readable(checkpoint)
     if show or show_dir:
         hook = cfg.default_hooks.visualization
         hook.update(draw=True, show=show, wait_time=wait_time)
@@ -127,8 +130,7 @@ def evaluate(
         if not out.endswith(('.pkl', '.pickle')):
             raise LaunchError(f'--out {out}: detections are written to a .pkl file')
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=out))
-    with readable_errors(checkpoint):
-        return runner.test()
+    return runner.test()
 
 
 def check_data(cfg: Config, splits: tuple[str, ...]) -> None:

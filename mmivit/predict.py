@@ -15,7 +15,7 @@ import torch
 from mmengine.config import Config
 from tqdm import tqdm
 
-from mmivit.checkpoint import readable_errors
+from mmivit.checkpoint import check_readable
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
 LEGIBLE = 480  # pixels; smaller images are enlarged for drawing, so that labels can be read
@@ -92,6 +92,7 @@ def predict(
             f'{existing[0]} exists ({len(existing)} such files); '
             'name another --out, or replace them with --force'
         )
+    check_readable(checkpoint)
     detector = _Detector(config, checkpoint, device, score_thr)
     report = PredictReport()
     for (path, _), (picture, prediction) in zip(tqdm(images, unit='image'), targets):
@@ -118,8 +119,7 @@ class _Detector:
         from mmdet.apis import DetInferencer
 
         cfg = Config.fromfile(config)
-        with readable_errors(checkpoint):
-            self.inferencer = DetInferencer(cfg, checkpoint, device=device, show_progress=False)
+        self.inferencer = DetInferencer(cfg, checkpoint, device=device, show_progress=False)
         self.classes = self.inferencer.model.dataset_meta['classes']
         self.score_thr = score_thr
 

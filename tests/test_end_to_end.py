@@ -18,6 +18,7 @@ import torch
 from tests.conftest import CONFIGS, ROOT, run_tool
 
 CONFIG = CONFIGS / 'mask_rcnn_ivit_shapes.py'
+IMAGES = 'data/shapes/images/validation'
 MMDET_TOOLS = Path(mmdet.__file__).parent / '.mim' / 'tools'
 
 
@@ -158,13 +159,15 @@ def test_hostile_and_foreign_checkpoints_are_one_line_errors(shapes, tmp_path):
 
     torch.save(dict(state_dict={}, extra=Hostile()), tmp_path / 'hostile.pth')
     torch.save({'conv1.weight': torch.zeros(3)}, tmp_path / 'foreign.pth')
-    (tmp_path / 'text.pth').write_text('weights')
+    (tmp_path / 'text.pth').write_text('hi')
     (tmp_path / 'empty.pth').touch()
     (tmp_path / 'pickle.pth').write_bytes(pickle.dumps(Hostile()))
     for name in ('hostile', 'foreign', 'text', 'empty', 'pickle'):
-        done = run_tool('predict.py', CONFIG, tmp_path / f'{name}.pth', tmp_path, cwd=shapes)
+        done = run_tool('predict.py', CONFIG, tmp_path / f'{name}.pth', IMAGES, cwd=shapes)
         assert done.returncode == 1
         assert 'Traceback' not in done.stderr, name
+        expected = 'none of the loaded tensors' if name == 'foreign' else 'was not loaded'
+        assert expected in done.stderr, name
     assert not (shapes / 'harmed').exists()
 
 

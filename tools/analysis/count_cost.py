@@ -1,6 +1,6 @@
 """Parameters and multiply-accumulates of the backbones: the README's table of architectures.
 
-    python tools/analysis/count_cost.py --size 224x224 800x1333
+python tools/analysis/count_cost.py --size 224x224 800x1333
 """
 
 import argparse
