@@ -19,6 +19,7 @@ PIP := $(PY) -m pip --disable-pip-version-check install --quiet --constraint req
 setup: $(VENV)/.ready
 
 $(VENV)/.python: requirements/check_machine.py
+	@[ -n "$(PYTHON)" ] || { echo 'Python 3.11 is needed (Debian, Ubuntu: apt install python3.11 python3.11-dev python3.11-venv)'; exit 1; }
 	@"$(PYTHON)" requirements/check_machine.py
 	@echo "==> Making the environment in $(VENV) (seconds)"
 	@"$(PYTHON)" -m venv $(VENV)
@@ -35,11 +36,11 @@ $(VENV)/.stack: $(VENV)/.torch requirements/runtime.txt requirements/openmmlab.t
 	@$(PIP) --no-deps --requirement requirements/openmmlab.txt
 	@touch $@
 
-$(VENV)/.mmcv: $(VENV)/.torch requirements/build_mmcv.sh
+$(VENV)/.mmcv: $(VENV)/.stack requirements/build_mmcv.sh
 	@requirements/build_mmcv.sh $(VENV)
 	@touch $@
 
-$(VENV)/.ready: $(VENV)/.stack $(VENV)/.mmcv setup.py
+$(VENV)/.ready: $(VENV)/.mmcv setup.py
 	@echo "==> Installing mmivit, editable (seconds)"
 	@$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
@@ -64,5 +65,5 @@ lint: setup
 	@$(PY) -m ruff format --check .
 
 clean:
-	rm -rf $(VENV) build *.egg-info mmivit/.mim data/shapes $(DEMO)
+	rm -rf $(VENV) build *.egg-info mmivit/.mim data/shapes $(DEMO) .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -23,8 +23,6 @@ optim_wrapper = dict(
     # No decay on norms, biases, scales (all one-dimensional) and on the interaction, which
     # starts at the identity and would be pulled to zero.
     paramwise_cfg=dict(
-        norm_decay_mult=0.0,
-        bias_decay_mult=0.0,
         flat_decay_mult=0.0,
         custom_keys=dict(interaction=dict(decay_mult=0.0)),
     ),

@@ -6,3 +6,7 @@ model = dict(
     backbone=dict(arch='base', drop_path_rate=0.5),
     neck=dict(in_channels=[128, 256, 512, 768]),
 )
+optim_wrapper = dict(
+    constructor='mmivit.LayerDecayOptimWrapperConstructor',
+    paramwise_cfg=dict(layer_decay_rate=0.9),
+)

@@ -9,3 +9,7 @@ model = dict(
     backbone=dict(arch='medium', drop_path_rate=0.4),
     neck=dict(in_channels=[96, 192, 384, 576]),
 )
+optim_wrapper = dict(
+    constructor='mmivit.LayerDecayOptimWrapperConstructor',
+    paramwise_cfg=dict(layer_decay_rate=0.9),
+)

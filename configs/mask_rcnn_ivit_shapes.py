@@ -65,6 +65,8 @@ test_pipeline = [
         meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
     ),
 ]
+tta_pipeline = None  # COCO's scales make no sense here
+
 train_dataloader = dict(
     batch_size=8,
     num_workers=1,

@@ -105,6 +105,8 @@ def evaluate(
         LaunchError, CheckpointError: as in :func:`train`.
     """
     cfg = _read_config(config, work_dir, cfg_options, launcher)
+    if out and cfg.default_scope == 'mmdet' and not out.endswith(('.pkl', '.pickle')):
+        raise LaunchError(f'--out {out}: detections are written to a .pkl file')
     check_channels(cfg)
     check_data(cfg, ('test',))
     cfg.load_from = _existing_file(checkpoint, 'checkpoint')
@@ -113,11 +115,12 @@ def evaluate(
         hook = cfg.default_hooks.visualization
         hook.update(draw=True, show=show, wait_time=wait_time)
         if show_dir:
-            cfg.visualizer.save_dir = show_dir
             if cfg.default_scope == 'mmdet':
                 hook.test_out_dir = show_dir
+            else:
+                cfg.visualizer.save_dir = show_dir
     if tta:
-        if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
+        if not cfg.get('tta_model') or not cfg.get('tta_pipeline'):
             raise LaunchError(f'--tta: {config} defines no tta_model and tta_pipeline')
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
         cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
@@ -127,8 +130,6 @@ def evaluate(
     if out and cfg.default_scope == 'mmdet':
         from mmdet.evaluation import DumpDetResults
 
-        if not out.endswith(('.pkl', '.pickle')):
-            raise LaunchError(f'--out {out}: detections are written to a .pkl file')
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=out))
     return runner.test()
 
@@ -180,7 +181,9 @@ def check_channels(cfg: Config) -> None:
     backbone = model.get('backbone') or {}
     if str(backbone.get('type')).rpartition('.')[2] != 'IViT':
         return
-    arguments = {key: value for key, value in backbone.items() if key not in ('type', 'init_cfg')}
+    arguments = {
+        key: value for key, value in backbone.items() if key not in ('type', '_scope_', 'init_cfg')
+    }
     try:
         with torch.device('meta'):
             channels = IViT(**arguments).out_channels
@@ -202,11 +205,13 @@ def _check_segmentation_heads(model: dict, channels: list[int]) -> None:
     for name in ('decode_head', 'auxiliary_head'):
         heads = model.get(name) or []
         for head in [heads] if isinstance(heads, dict) else heads:
-            index = head.get('in_index', -1)
-            indices = [index] if isinstance(index, int) else list(index)
             wanted = head.get('in_channels')
             if wanted is None:
                 continue
+            # Some heads take all maps and know no in_index; those that do default to the last.
+            every = list(range(len(channels)))
+            index = head.get('in_index', -1 if isinstance(wanted, int) else every)
+            indices = [index] if isinstance(index, int) else list(index)
             if any(not -len(channels) <= i < len(channels) for i in indices):
                 raise LaunchError(
                     f'model.{name}.in_index is {index}, but the backbone returns '

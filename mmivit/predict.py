@@ -1,7 +1,8 @@
-"""Predictions for images and folders, through mmdet's own inferencer and visualiser."""
+"""Predictions for images and folders, through mmdet's and mmseg's inferencers and visualisers."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Iterable
@@ -12,18 +13,23 @@ import cv2
 import mmcv
 import numpy as np
 import torch
+import torch.nn.functional as F
 from mmengine.config import Config
+from mmengine.structures import PixelData
+from PIL import Image
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from mmivit.checkpoint import check_readable
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
+MAX_LOGITS = 2**27  # elements, half a GiB in fp32; more are never held at once
 LEGIBLE = 480  # pixels; smaller images are enlarged for drawing, so that labels can be read
 
 
 @dataclass
 class PredictReport:
-    """What was written, and which files could not be used and why."""
+    """Which images were predicted, and which files could not be used and why."""
 
     written: list[Path] = field(default_factory=list)
     failed: dict[Path, str] = field(default_factory=dict)
@@ -60,9 +66,10 @@ def predict(
     score_thr: float = 0.3,
     force: bool = False,
 ) -> PredictReport:
-    """Detect on images and write ``out/pictures/NAME.jpg`` and ``out/predictions/NAME.json``.
+    """Predict on images and write ``out/pictures/NAME.jpg`` and ``out/predictions/NAME.json``.
 
-    A file that cannot be read or predicted is reported and the others go on.
+    For a segmentor also ``out/labels/NAME.png``, the label map with its palette. A file that
+    cannot be read or predicted is reported and the others go on.
 
     Args:
         config: the model's config.
@@ -70,7 +77,7 @@ def predict(
         inputs: images and folders (searched recursively).
         out: folder to write.
         device: 'cpu', 'cuda:0' and so on; the best available if not given.
-        score_thr: detections below this score are left out.
+        score_thr: detections below this score are left out; nothing to a segmentor.
         force: replace pictures and predictions written earlier.
 
     Raises:
@@ -81,38 +88,44 @@ def predict(
     for path in (config, checkpoint):
         if not Path(path).is_file():
             raise FileNotFoundError(f'no file {path}, seen from {os.getcwd()}')
+    cfg = Config.fromfile(config)
+    segments = cfg.default_scope == 'mmseg'
     images = find_images(inputs)
-    targets = [_targets(Path(out), name) for _, name in images]
+    targets = [_targets(Path(out), name, segments) for _, name in images]
     if len(set(targets)) < len(targets):
         twice = next(t for i, t in enumerate(targets) if t in targets[:i])
         raise FileExistsError(f'two inputs would both be written to {twice[0]}')
-    existing = [path for pair in targets for path in pair if path.exists()]
+    existing = [path for paths in targets for path in paths if path.exists()]
     if existing and not force:
         raise FileExistsError(
             f'{existing[0]} exists ({len(existing)} such files); '
             'name another --out, or replace them with --force'
         )
     check_readable(checkpoint)
-    detector = _Detector(config, checkpoint, device, score_thr)
+    if segments:
+        predictor = Segmentor(cfg, checkpoint, device)
+    else:
+        predictor = Detector(cfg, checkpoint, device, score_thr)
     report = PredictReport()
-    for (path, _), (picture, prediction) in zip(tqdm(images, unit='image'), targets):
+    for (path, _), paths in zip(tqdm(images, unit='image'), targets):
         try:
             image = mmcv.imread(str(path))
             if image is None:
                 raise ValueError('not an image that can be read')
-            drawn, record = detector(image)
+            picture, record, *label_map = predictor(image)
         except (ValueError, OSError, RuntimeError, cv2.error) as error:
-            report.failed[path] = str(error).strip().splitlines()[0]
+            report.failed[path] = (str(error).strip() or type(error).__name__).splitlines()[0]
             continue
         height, width = image.shape[:2]
         record = dict(image=str(path), width=width, height=height, **record)
-        _write(prediction, json.dumps(record, indent=1).encode())
-        _write(picture, cv2.imencode('.jpg', mmcv.rgb2bgr(drawn))[1].tobytes())
-        report.written += [picture, prediction]
+        contents = [_jpeg(picture), json.dumps(record, indent=1).encode(), *label_map]
+        for target, content in zip(paths, contents):
+            _write(target, content)
+        report.written.append(path)
     return report
 
 
-class _Detector:
+class Detector:
     """mmdet's inferencer: BGR image in, RGB picture and plain record out."""
 
     def __init__(self, config: str, checkpoint: str, device: str | None, score_thr: float) -> None:
@@ -159,9 +172,197 @@ class _Detector:
         return visualizer.get_image()
 
 
-def _targets(out: Path, name: Path) -> tuple[Path, Path]:
-    """Picture and prediction of an image; its suffix stays, so that a.png and a.jpg differ."""
-    return out / 'pictures' / f'{name}.jpg', out / 'predictions' / f'{name}.json'
+class Segmentor:
+    """mmseg's inferencer: BGR image in; RGB picture, plain record and label map (PNG) out.
+
+    Logits of all classes at the photo's full size would not fit into memory (150 classes at
+    4000 x 3000 take 7 GB, and mmseg holds several copies), so labels are taken before they exist.
+    """
+
+    def __init__(self, cfg: Config, checkpoint: str, device: str | None) -> None:
+        from mmseg.apis import MMSegInferencer
+
+        self.inferencer = MMSegInferencer(cfg, checkpoint, device=device)
+        meta = _dataset_meta(cfg, checkpoint)
+        self.classes, self.palette = meta['classes'], meta['palette']
+        self.inferencer.visualizer.dataset_meta = meta
+
+    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, dict, bytes]:
+        labels = self.label_map(image)
+        counts = np.bincount(labels.ravel(), minlength=len(self.classes))
+        found = {
+            self.classes[i]: counts[i] / labels.size
+            for i in np.argsort(-counts, kind='stable')
+            if counts[i]
+        }
+        record = dict(classes=list(self.classes), shares=found)
+        return self._draw(image, labels, found), record, self._png(labels)
+
+    @torch.no_grad()
+    def label_map(self, image: np.ndarray) -> np.ndarray:
+        """Class index of every pixel, (H, W) uint8, of a BGR image."""
+        model = self.inferencer.model
+        data = self.inferencer.collate_fn([self.inferencer.pipeline(image)])
+        data = model.data_preprocessor(data, False)
+        inputs, meta = data['inputs'], data['data_samples'][0].metainfo
+        size = image.shape[:2]
+        slides = model.test_cfg.get('mode') == 'slide'
+        if slides and model.out_channels * inputs[0, 0].numel() > MAX_LOGITS:
+            labels = slide_labels(model, inputs, meta)
+        else:
+            logits = model.inference(inputs, [meta])[0]  # (classes, h, w)
+            left, right, top, bottom = meta.get(
+                'img_padding_size', meta.get('padding_size', [0] * 4)
+            )
+            logits = logits[:, top : logits.shape[1] - bottom, left : logits.shape[2] - right]
+            labels = upsampled_labels(logits, size, model)
+        labels = labels.cpu().numpy().astype(np.uint8)
+        if labels.shape != size:
+            labels = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST)
+        return labels
+
+    def _draw(self, image: np.ndarray, labels: np.ndarray, found: dict) -> np.ndarray:
+        """The overlay beside a legend of the classes found, with their shares."""
+        factor = max(1, -(-LEGIBLE // min(image.shape[:2])))
+        if factor > 1:
+            image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
+            labels = labels.repeat(factor, 0).repeat(factor, 1)
+        from mmseg.structures import SegDataSample
+
+        sample = SegDataSample(pred_sem_seg=PixelData(data=torch.from_numpy(labels)[None]))
+        visualizer = self.inferencer.visualizer
+        visualizer.add_datasample(
+            'prediction', mmcv.bgr2rgb(image), sample, draw_gt=False, with_labels=False
+        )
+        overlay = visualizer.get_image()
+        return np.hstack([overlay, self._legend(len(overlay), found)])
+
+    def _legend(self, height: int, found: dict) -> np.ndarray:
+        """(height, width, 3) RGB; text grows with the picture and shrinks for many classes."""
+        line = min(height / 12, (height - 8) / max(len(found), 1))
+        scale = line / 44
+        lines = [f'{name} {share:.1%}' for name, share in found.items()]
+        font = cv2.FONT_HERSHEY_SIMPLEX
+        thick = max(1, round(scale * 1.5))
+        text = max(cv2.getTextSize(entry, font, scale, thick)[0][0] for entry in lines)
+        legend = np.full((height, int(text + 2.2 * line), 3), 255, np.uint8)
+        for i, (name, entry) in enumerate(zip(found, lines)):
+            top = int(4 + i * line)
+            box = int(line * 0.7)
+            colour = tuple(map(int, self.palette[self.classes.index(name)]))
+            left = int(line * 0.3)
+            cv2.rectangle(legend, (left, top), (left + box, top + box), colour, -1)
+            base = (int(line * 1.4), top + int(box * 0.85))
+            cv2.putText(legend, entry, base, font, scale, (0, 0, 0), thick, cv2.LINE_AA)
+        return legend
+
+    def _png(self, labels: np.ndarray) -> bytes:
+        picture = Image.fromarray(labels, mode='P')
+        picture.putpalette(np.array(self.palette, np.uint8).tobytes())
+        buffer = io.BytesIO()
+        picture.save(buffer, 'PNG')
+        return buffer.getvalue()
+
+
+def slide_labels(model: nn.Module, inputs: Tensor, meta: dict) -> Tensor:
+    """Labels of a large image by sliding windows, with the logits of one row of windows at a time.
+
+    The same windows and the same mean over them as mmseg's ``slide_inference``, whose logits of
+    the whole image need the memory this function spares.
+
+    Args:
+        model: mmseg's EncoderDecoder with ``test_cfg`` of mode 'slide'.
+        inputs: one preprocessed image, (1, 3, H, W).
+        meta: its meta information.
+
+    Returns:
+        Class indices, (H, W).
+    """
+    crop_h, crop_w = (min(a, b) for a, b in zip(model.test_cfg.crop_size, inputs.shape[2:]))
+    stride_h, stride_w = model.test_cfg.stride
+    height, width = inputs.shape[2:]
+    tops = _window_starts(height, crop_h, stride_h)
+    logits = inputs.new_zeros(model.out_channels, crop_h, width)  # rows from `top` on
+    count = inputs.new_zeros(1, crop_h, width)
+    labels = torch.empty(height, width, dtype=torch.long, device=inputs.device)
+    progress = tqdm(tops, desc='sliding', leave=False)
+    for top, next_top in zip(progress, [*tops[1:], height]):
+        for left in _window_starts(width, crop_w, stride_w):
+            window = inputs[:, :, top : top + crop_h, left : left + crop_w]
+            meta = {**meta, 'img_shape': tuple(window.shape[2:])}
+            logits[:, :, left : left + crop_w] += model.encode_decode(window, [meta])[0]
+            count[:, :, left : left + crop_w] += 1
+        done = next_top - top  # rows that no later window touches
+        labels[top:next_top] = _classes(logits[:, :done] / count[:, :done], model)
+        for rows in (logits, count):
+            rows[:, : crop_h - done] = rows[:, done:].clone()
+            rows[:, crop_h - done :] = 0
+    return labels
+
+
+def upsampled_labels(logits: Tensor, size: tuple[int, int], model: nn.Module) -> Tensor:
+    """Labels at a larger size, as from bilinearly resized logits, a few rows at a time.
+
+    Args:
+        logits: (classes, h, w).
+        size: height and width of the labels, pixels.
+        model: the segmentor, for its ``align_corners``.
+
+    Returns:
+        Class indices, size.
+    """
+    if len(logits) * size[0] * size[1] <= MAX_LOGITS:
+        return _classes(_resize(logits, size, model), model)
+    best = torch.full(size, -torch.inf, device=logits.device)
+    labels = torch.zeros(size, dtype=torch.long, device=logits.device)
+    chunk = max(1, MAX_LOGITS // (size[0] * size[1]))  # classes at a time
+    for first in range(0, len(logits), chunk):
+        value, index = _resize(logits[first : first + chunk], size, model).max(0)
+        better = value > best
+        labels[better] = index[better] + first
+        best = torch.maximum(best, value)
+    return labels
+
+
+def _resize(logits: Tensor, size: tuple[int, int], model: nn.Module) -> Tensor:
+    resized = F.interpolate(logits[None], size, mode='bilinear', align_corners=model.align_corners)
+    return resized[0]
+
+
+def _classes(logits: Tensor, model: nn.Module) -> Tensor:
+    """(classes, h, w) -> (h, w); a single channel is a threshold on its sigmoid."""
+    if len(logits) == 1:
+        return (logits[0].sigmoid() > model.decode_head.threshold).long()
+    return logits.argmax(0)
+
+
+def _window_starts(size: int, crop: int, stride: int) -> list[int]:
+    """Where windows begin along a side: every stride, the last one flush with the end."""
+    last = max(size - crop, 0)
+    return [min(start, last) for start in range(0, last + stride, stride)]
+
+
+def _dataset_meta(cfg: Config, checkpoint: str) -> dict:
+    """Classes and palette: the checkpoint's own, else those of the config's data set.
+
+    Without either, mmseg shows any model's output in Cityscapes' names and colours.
+    """
+    from mmseg.registry import DATASETS
+
+    dataset = cfg.test_dataloader.dataset
+    meta = {**DATASETS.get(dataset.type).METAINFO, **(dataset.get('metainfo') or {})}
+    saved = torch.load(checkpoint, map_location='cpu').get('meta', {}).get('dataset_meta', {})
+    return {key: saved.get(key) or meta[key] for key in ('classes', 'palette')}
+
+
+def _targets(out: Path, name: Path, segments: bool) -> tuple[Path, ...]:
+    """What is written for an image; its own suffix stays, so that a.png and a.jpg differ."""
+    paths = (out / 'pictures' / f'{name}.jpg', out / 'predictions' / f'{name}.json')
+    return (*paths, out / 'labels' / f'{name}.png') if segments else paths
+
+
+def _jpeg(picture: np.ndarray) -> bytes:
+    return cv2.imencode('.jpg', mmcv.rgb2bgr(picture))[1].tobytes()
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -12,11 +12,18 @@ from types import ModuleType
 
 import wrapt
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.registry import Registry
 
 SHARED_WITH = ('mmdet', 'mmseg')
 
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmivit', locations=['mmivit.models.ivit'])
+OPTIM_WRAPPER_CONSTRUCTORS = Registry(
+    'optimizer wrapper constructor',
+    parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
+    scope='mmivit',
+    locations=['mmivit.engine'],
+)
 
 
 def share(package_registry: ModuleType) -> None:

@@ -30,7 +30,7 @@ DRAWING = 1  # to be raised whenever the same spec would draw other pictures
 OBJECTS = (2, 5)  # per image, inclusive
 RADIUS = (0.13, 0.26)  # of the image's side
 HUE_SCATTER = 22  # degrees, standard deviation; the classes' own hues are 72 degrees apart
-MIN_VISIBLE = 0.4  # of an object that others may cover
+MIN_VISIBLE = 0.4  # share of an object that must stay visible under those drawn later
 SUPERSAMPLE = 4  # shapes are drawn this much larger, for smooth edges
 JPEG_QUALITY = 95
 
@@ -78,7 +78,7 @@ def write_dataset(root: str | Path, spec: ShapesSpec, force: bool = False) -> bo
     """
     root = Path(root)
     wanted = dict(drawing=DRAWING, **asdict(spec))
-    if root.exists() and not force:
+    if root.exists() and any(root.iterdir()) and not force:
         held = _read_spec(root)
         if held == wanted:
             return False

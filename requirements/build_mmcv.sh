@@ -13,7 +13,9 @@ version=$(sed -n 's/^mmcv==//p' "$here/constraints.txt")
 cuda=cpu
 torch_cuda=$("$python" -c 'import torch; print(torch.version.cuda if torch.cuda.is_available() else "")')
 if [ -n "$torch_cuda" ]; then
-    nvcc_cuda=$(nvcc --version 2>/dev/null | sed -n 's/.*release \([0-9.]*\),.*/\1/p' || true)
+    # The toolkit torch's compiler would use, whether or not it is on PATH.
+    cuda_home=$("$python" -c 'from torch.utils.cpp_extension import CUDA_HOME; print(CUDA_HOME or "")')
+    nvcc_cuda=$("$cuda_home/bin/nvcc" --version 2>/dev/null | sed -n 's/.*release \([0-9.]*\),.*/\1/p' || true)
     if [ "${nvcc_cuda%%.*}" = "${torch_cuda%%.*}" ]; then
         cuda=cu$torch_cuda
     else
@@ -38,9 +40,10 @@ if [ -z "$wheel" ]; then
     else
         export FORCE_CUDA=1
     fi
+    # --no-cache-dir: pip's own cache forgets which torch a wheel was compiled for.
     # -g0: Python's own flags ask for debug symbols, which double the time and the size.
     if ! MMCV_WITH_OPS=1 CFLAGS="-g0 ${CFLAGS:-}" MAX_JOBS="${MAX_JOBS:-$(getconf _NPROCESSORS_ONLN)}" \
-        TMPDIR=$build "$python" -m pip wheel --quiet --no-build-isolation --no-deps --no-binary mmcv \
+        TMPDIR=$build "$python" -m pip wheel --quiet --no-cache-dir --no-build-isolation --no-deps --no-binary mmcv \
         --wheel-dir "$build" "mmcv==$version" >"$cache/build.log" 2>&1; then
         tail -n 30 "$cache/build.log"
         echo "mmcv did not compile; the end of its log is above, all of it in $cache/build.log."

@@ -1,6 +1,7 @@
 """Says in one message what this machine lacks for `make setup`. Runs on any Python 3."""
 
 import os
+import shlex
 import shutil
 import sys
 import sysconfig
@@ -18,7 +19,7 @@ def main():
             'and run: make setup PYTHON=python3.11'
         )
     missing = []
-    if not shutil.which(os.environ.get('CXX', 'c++')):
+    if not shutil.which(shlex.split(os.environ.get('CXX') or 'c++')[0]):
         missing.append(('a C++ compiler', 'build-essential'))
     if not os.path.exists(os.path.join(sysconfig.get_paths()['include'], 'Python.h')):
         missing.append(("Python's headers", 'python3.11-dev'))

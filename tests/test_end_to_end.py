@@ -14,6 +14,7 @@ import mmdet
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 
 from tests.conftest import CONFIGS, ROOT, run_tool
 
@@ -64,6 +65,7 @@ def test_evaluation(checkpoint, shapes):
     assert 'coco/segm_mAP_50' in done.stdout
     assert (shapes / 'tested/out.pkl').stat().st_size
     assert list((shapes / 'tested').rglob('*.jpg'))
+    assert not (shapes / 'pictures').exists()  # beside the work dir nothing is written
 
 
 def test_killed_training_goes_on_from_the_last_checkpoint(shapes):
@@ -137,9 +139,9 @@ def test_prediction_goes_on_past_unreadable_files(checkpoint, photos, tmp_path):
 
 
 def test_a_small_image_is_drawn_enlarged_with_its_boxes_in_place(checkpoint):
-    from mmivit.predict import _Detector
+    from mmivit.predict import Detector
 
-    detector = _Detector(str(CONFIG), str(checkpoint), 'cpu', 0.0)
+    detector = Detector(Config.fromfile(CONFIG), str(checkpoint), 'cpu', 0.0)
     image = np.zeros((128, 128, 3), np.uint8)
     sample = detector.inferencer(image, return_datasamples=True)['predictions'][0]
     sample.pred_instances = sample.pred_instances[:1]
@@ -203,11 +205,3 @@ def test_stock_mmdet_tools_run_the_demo_config(checkpoint, shapes):
         )
         assert done.returncode == 0, done.stderr[-3000:]
     assert (shapes / 'stock/epoch_1.pth').exists()
-
-
-def test_sync_bn_becomes_bn_on_one_process(shapes):
-    done = run_tool(
-        'train.py', CONFIG, '--work-dir', 'sync',
-        *options(1, **{'model.neck.norm_cfg.type': 'SyncBN'}), cwd=shapes,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]

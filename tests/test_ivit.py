@@ -42,9 +42,10 @@ def test_maps_of_every_architecture(arch, size):
         assert y.isfinite().all()
 
 
+@pytest.mark.parametrize('out_indices', [(0, 1), (0, 1, 2, 3)])
 @pytest.mark.parametrize('attention', ATTENTIONS)
-def test_every_parameter_gets_a_gradient(attention):
-    model = IViT('nano', attention=attention)
+def test_every_parameter_gets_a_gradient(attention, out_indices):
+    model = IViT('nano', attention=attention, out_indices=out_indices)
     sum(y.square().mean() for y in model(torch.randn(2, 3, 64, 96))).backward()
     without = [name for name, p in model.named_parameters() if p.grad is None]
     assert not without
@@ -215,12 +216,17 @@ def test_initialisation():
         (dict(arch=dict(depths=(1, 1, 1), widths=(32, 32, 32, 32))), '4 positive integers'),
         (dict(attention='linear'), 'imhsa'),
         (dict(interaction='none'), 'post'),
-        (dict(landmarks=0), 'at least 1'),
+        (dict(landmarks=0), 'from 1 up'),
         (dict(head_dim=48), r'\[1, 2, 4, 8, 16, 32, 64, 128\]'),
         (dict(out_indices=(1, 4)), r'\(0, 1, 2, 3\)'),
         (dict(out_indices=()), r'\(0, 1, 2, 3\)'),
         (dict(frozen_stages=5), '-1 to 4'),
         (dict(drop_path_rate=1.5), '0 <= rate < 1'),
+        (dict(frozen_stages=1.5), '-1 to 4'),
+        (dict(in_channels=0), 'at least 1'),
+        (dict(out_indices=7), r'\(0, 1, 2, 3\)'),
+        (dict(attention='mhsa', interaction='none'), 'post'),
+        (dict(attention='mhsa', landmarks=0), 'from 1 up'),
     ],
 )
 def test_wrong_arguments_name_the_allowed_values(arguments, named):

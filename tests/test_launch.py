@@ -3,7 +3,13 @@
 import pytest
 from mmengine.config import Config, ConfigDict
 
-from mmivit.launch import LaunchError, check_channels, check_data, warn_about_batch_size
+from mmivit.launch import (
+    LaunchError,
+    _build_runner,
+    check_channels,
+    check_data,
+    warn_about_batch_size,
+)
 from tests.conftest import CONFIGS, ROOT, run_tool
 
 
@@ -72,6 +78,7 @@ def test_channels_of_segmentation_heads():
     check_channels(segmentor(in_channels=256))
     with pytest.raises(LaunchError, match=r'decode_head=dict\(in_channels=128\)'):
         check_channels(segmentor(in_channels=512, in_index=2))
+    check_channels(segmentor(in_channels=[32, 64, 128, 256]))  # a head that takes all maps
     with pytest.raises(LaunchError, match='4 maps'):
         check_channels(segmentor(in_channels=512, in_index=4))
 
@@ -79,6 +86,17 @@ def test_channels_of_segmentation_heads():
 @pytest.mark.parametrize('name', sorted(p.name for p in CONFIGS.glob('*.py')))
 def test_shipped_configs_pass_the_check(name):
     check_channels(Config.fromfile(CONFIGS / name))
+
+
+@pytest.mark.parametrize('name', ['mask_rcnn_ivit_shapes.py', 'upernet_ivit_shapes.py'])
+def test_sync_bn_becomes_bn_on_one_process(name, tmp_path):
+    cfg = Config.fromfile(CONFIGS / name)
+    cfg.work_dir = str(tmp_path)
+    part = cfg.model.get('neck') or cfg.model.decode_head
+    part.norm_cfg = dict(type='SyncBN')
+    norms = [type(m).__name__ for m in _build_runner(cfg).model.modules() if 'BatchNorm' in str(m)]
+    assert norms
+    assert 'SyncBatchNorm' not in norms
 
 
 class FakeRunner:

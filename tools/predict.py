@@ -32,7 +32,7 @@ def main() -> None:
         )
     except (OSError, CheckpointError) as error:
         sys.exit(f'predict: {error}')
-    print(f'{len(report.written) // 2} images: {args.out}/pictures, {args.out}/predictions')
+    print(f'{len(report.written)} images: {args.out}/pictures, {args.out}/predictions')
     if report.failed:
         lines = [f'  {path}: {reason}' for path, reason in report.failed.items()]
         sys.exit('\n'.join([f'{len(report.failed)} could not be predicted:', *lines]))

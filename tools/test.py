@@ -8,6 +8,7 @@ import os
 import sys
 
 from mmengine.config import DictAction
+from mmengine.dist import is_main_process
 
 from mmivit.checkpoint import CheckpointError
 from mmivit.launch import LaunchError, evaluate
@@ -50,8 +51,9 @@ def main() -> None:
         )
     except (LaunchError, CheckpointError) as error:
         sys.exit(f'test: {error}')
-    for name, value in metrics.items():
-        print(f'{name:<24}{value:.4f}')
+    if is_main_process():
+        for name, value in metrics.items():
+            print(f'{name:<24}{value:.4f}')
 
 
 if __name__ == '__main__':

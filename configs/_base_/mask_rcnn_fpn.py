@@ -104,3 +104,6 @@ model = dict(
         ),
     ),
 )
+
+# Only for this file: a config's top-level names travel with every dump of it.
+del _loss, _box_loss, _nms, _assigner, _roi_extractor, _box_coder

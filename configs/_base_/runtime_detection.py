@@ -21,5 +21,11 @@ visualizer = dict(
 )
 log_processor = dict(type='LogProcessor', window_size=50, by_epoch=True)
 log_level = 'INFO'
+
+# tools/test.py --tta: the image and its mirror image. mmdet merges boxes only, so add
+# --cfg-options test_evaluator.metric=bbox to a config with masks.
+tta_model = dict(
+    type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
+)
 load_from = None
 resume = False

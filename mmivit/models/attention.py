@@ -83,6 +83,19 @@ def softmax(logits: Tensor) -> Tensor:
     )
 
 
+def _check_landmarks(value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f'landmarks={value!r}: expected the side of the grid, an int from 1 up')
+
+
+def _check_interaction(value: str) -> None:
+    if value not in INTERACTIONS:
+        raise ValueError(
+            f'interaction={value!r}: expected one of {INTERACTIONS}'
+            " (for no interaction use attention='decomposed' or 'mhsa')"
+        )
+
+
 class MHSA(nn.Module):
     """(a) Multi-head self-attention, through ``scaled_dot_product_attention``.
 
@@ -143,10 +156,7 @@ class DecomposedMHSA(MHSA):
 
     @landmarks.setter
     def landmarks(self, value: int) -> None:
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(
-                f'landmarks={value!r}: expected the side of the grid, an int of at least 1'
-            )
+        _check_landmarks(value)
         self._landmarks = value
 
     def project_landmarks(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,11 +183,7 @@ class _Interaction:
     """
 
     def _add_interaction(self, interaction: str, *names: str) -> None:
-        if interaction not in INTERACTIONS:
-            raise ValueError(
-                f'interaction={interaction!r}: expected one of {INTERACTIONS}'
-                " (for no interaction use attention='decomposed' or 'mhsa')"
-            )
+        _check_interaction(interaction)
         self.interaction_position = interaction
         if interaction == 'both':
             names += tuple(f'{name}_pre' for name in names)
@@ -251,13 +257,15 @@ ATTENTIONS = {
 def build_attention(
     kind: str, dim: int, num_heads: int, landmarks: int = 7, interaction: str = 'post'
 ) -> MHSA:
-    """Build one of the four by name; options that a kind does not have are left out.
+    """Build one of the four by name; options that a kind does not have are checked and left out.
 
     Raises:
-        ValueError: ``kind`` is not one of 'mhsa', 'decomposed', 'interactive', 'imhsa'.
+        ValueError: an argument has a value that is not allowed.
     """
     if kind not in ATTENTIONS:
         raise ValueError(f'attention={kind!r}: expected one of {tuple(ATTENTIONS)}')
+    _check_landmarks(landmarks)
+    _check_interaction(interaction)
     options = {}
     if issubclass(ATTENTIONS[kind], DecomposedMHSA):
         options['landmarks'] = landmarks

@@ -169,7 +169,7 @@ class IViT(BaseModule):
         arch: 'nano', 'tiny', 'small', 'medium', 'base', or a dict with ``depths`` and ``widths``,
             four integers each.
         in_channels: channels of the input image.
-        out_indices: stages whose maps are returned, 0 to 3, ascending.
+        out_indices: stages whose maps are returned, 0 to 3, ascending. Later stages are not built.
         attention: token mixer of stages 3 and 4: 'imhsa', or for comparison 'mhsa',
             'decomposed', 'interactive' (the paper's Fig. 2).
         landmarks: side of the landmark grid, L = landmarks^2. No parameter depends on it, and it
@@ -209,8 +209,10 @@ class IViT(BaseModule):
         depths, widths = _read_arch(arch)
         _check_widths(widths, head_dim)
         self.out_indices = _check_out_indices(out_indices)
-        if not -1 <= frozen_stages <= NUM_STAGES:
+        if frozen_stages not in range(-1, NUM_STAGES + 1):
             raise ValueError(f'frozen_stages={frozen_stages}: expected -1 to {NUM_STAGES}')
+        if in_channels < 1:
+            raise ValueError(f'in_channels={in_channels}: expected at least 1')
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f'drop_path_rate={drop_path_rate}: expected 0 <= rate < 1')
         self.frozen_stages = frozen_stages
@@ -227,7 +229,8 @@ class IViT(BaseModule):
         self.stages = nn.ModuleList()
         last = max(sum(depths) - 1, 1)
         drop_path = (drop_path_rate * i / last for i in range(sum(depths)))
-        for i, (depth, dim) in enumerate(zip(depths, widths)):
+        # Stages that nobody sees would cost time and leave DDP with parameters without gradient.
+        for i, (depth, dim) in enumerate(zip(depths[: self.out_indices[-1] + 1], widths)):
             downsample = Downsampling(widths[i - 1], dim) if i else nn.Identity()
             blocks = [
                 Block(dim, token_mixer(i), next(drop_path), res_scale=i in ATTENTION_STAGES)
@@ -263,6 +266,31 @@ class IViT(BaseModule):
     def with_cp(self, value: bool) -> None:
         for stage in self.stages:
             stage.with_cp = value
+
+    @property
+    def num_layers(self) -> int:
+        """Number of blocks, the deepest layer that :meth:`layer_depth` counts."""
+        return sum(len(stage.blocks) for stage in self.stages)
+
+    def layer_depth(self, name: str) -> int:
+        """Depth of a parameter, for layer-wise learning-rate decay.
+
+        Args:
+            name: the parameter's name within the backbone.
+
+        Returns:
+            0 for the stem, 1 to ``num_layers`` for the blocks (a downsampling counts with the
+            block it feeds), ``num_layers + 1`` for the output norms, which belong to the
+            downstream task like the head.
+        """
+        parts = name.split('.')
+        if parts[0] == 'stem':
+            return 0
+        if parts[0] != 'stages':
+            return self.num_layers + 1
+        stage = int(parts[1])
+        block = int(parts[3]) if parts[2] == 'blocks' else 0
+        return 1 + sum(len(self.stages[i].blocks) for i in range(stage)) + block
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Feature maps of an image batch.
@@ -362,7 +390,7 @@ def _check_widths(widths: Sequence[int], head_dim: int) -> None:
 
 
 def _check_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
-    indices = tuple(out_indices)
+    indices = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
     if not indices or list(indices) != sorted(set(indices) & set(range(NUM_STAGES))):
         raise ValueError(
             f'out_indices={indices}: expected ascending stages out of {tuple(range(NUM_STAGES))}'

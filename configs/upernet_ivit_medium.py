@@ -1,0 +1,13 @@
+"""UperNet, iViT-Medium, ADE20K 160k; the rest as in upernet_ivit.py. mIoU: not run."""
+
+_base_ = 'upernet_ivit.py'
+
+model = dict(
+    backbone=dict(arch='medium', drop_path_rate=0.4),
+    decode_head=dict(in_channels=[96, 192, 384, 576]),
+    auxiliary_head=dict(in_channels=384),
+)
+optim_wrapper = dict(
+    constructor='mmivit.LayerDecayOptimWrapperConstructor',
+    paramwise_cfg=dict(layer_decay_rate=0.9),
+)
