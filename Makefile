@@ -1,5 +1,6 @@
 # make setup      the environment in $(VENV), mmcv's operators compiled
 # make demo       train, evaluate and draw a small Mask R-CNN with iViT
+# make demo-seg   the same for segmentation, with UperNet
 # make test       the tests
 # make lint       ruff, and nothing changed
 # make clean      remove the environment and everything the commands here wrote
@@ -9,11 +10,10 @@
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
-DEMO := work_dirs/demo
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet --constraint requirements/constraints.txt
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo demo-seg test lint clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -47,15 +47,25 @@ $(VENV)/.ready: $(VENV)/.mmcv setup.py
 	@echo "==> Ready. Use it with: source $(VENV)/bin/activate"
 
 demo: setup
-	@echo "==> Drawing the data set (20 seconds)"
-	@$(PY) tools/make_shapes.py data/shapes
-	@echo "==> Training Mask R-CNN with iViT-Nano from scratch (4 minutes on 2 cores)"
-	@$(PY) tools/train.py configs/mask_rcnn_ivit_shapes.py --work-dir $(DEMO) --resume
-	@echo "==> Evaluating on held-out images (20 seconds)"
-	@$(PY) tools/test.py configs/mask_rcnn_ivit_shapes.py "$$(cat $(DEMO)/last_checkpoint)" --work-dir $(DEMO)
-	@echo "==> Drawing predictions (20 seconds)"
-	@$(PY) tools/predict.py configs/mask_rcnn_ivit_shapes.py "$$(cat $(DEMO)/last_checkpoint)" \
-		data/shapes/images/validation/00000*.jpg --score-thr 0.5 --out $(DEMO) --force
+	@$(call run_demo,mask_rcnn_ivit_shapes,Mask R-CNN with iViT-Nano,demo)
+
+demo-seg: setup
+	@$(call run_demo,upernet_ivit_shapes,UperNet with iViT-Nano,demo-seg)
+
+# $(1) config, $(2) what is trained, $(3) work dir
+define run_demo
+set -e; \
+echo "==> Drawing the data set (20 seconds)"; \
+$(PY) tools/make_shapes.py data/shapes; \
+echo "==> Training $(2) from scratch (4 minutes on 2 cores)"; \
+$(PY) tools/train.py configs/$(1).py --work-dir work_dirs/$(3) --resume; \
+last=$$(cat work_dirs/$(3)/last_checkpoint); \
+echo "==> Evaluating on held-out images (20 seconds)"; \
+$(PY) tools/test.py configs/$(1).py "$$last" --work-dir work_dirs/$(3); \
+echo "==> Drawing predictions (20 seconds)"; \
+$(PY) tools/predict.py configs/$(1).py "$$last" data/shapes/images/validation/00000*.jpg \
+	--score-thr 0.5 --out work_dirs/$(3) --force
+endef
 
 test: setup
 	@$(PY) -m pytest
@@ -65,5 +75,5 @@ lint: setup
 	@$(PY) -m ruff format --check .
 
 clean:
-	rm -rf $(VENV) build *.egg-info mmivit/.mim data/shapes $(DEMO) .pytest_cache .ruff_cache
+	rm -rf $(VENV) build *.egg-info mmivit/.mim data/shapes work_dirs/demo work_dirs/demo-seg .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

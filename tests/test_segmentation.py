@@ -1,0 +1,159 @@
+"""Segmentation with its own commands, with stock mmseg, and on images larger than memory likes."""
+
+import json
+import subprocess
+import sys
+
+import cv2
+import mmseg
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from mmseg.datasets import ADE20KDataset
+from PIL import Image
+
+import mmivit.predict
+from mmivit.predict import Segmentor, slide_labels, upsampled_labels
+from tests.conftest import CONFIGS, run_tool
+
+CONFIG = CONFIGS / 'upernet_ivit_shapes.py'
+
+
+@pytest.fixture(scope='session')
+def checkpoint(shapes):
+    """A demo segmentor trained for four steps."""
+    done = run_tool(
+        'train.py', CONFIG, '--work-dir', 'seg', '--cfg-options', 'train_cfg.max_iters=4',
+        'train_cfg.val_interval=4', 'default_hooks.checkpoint.interval=4',
+        'train_dataloader.batch_size=2', cwd=shapes,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return shapes / 'seg/iter_4.pth'
+
+
+@pytest.mark.parametrize('tta', [False, True])
+def test_evaluation(checkpoint, shapes, tta):
+    done = run_tool(
+        'test.py', CONFIG, checkpoint, '--work-dir', 'seg_test', '--out', 'seg_test/maps',
+        *(['--tta'] if tta else []), cwd=shapes,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert 'mIoU' in done.stdout
+    assert len(list((shapes / 'seg_test/maps').glob('*.png'))) == 4
+
+
+def test_prediction(checkpoint, shapes, tmp_path):
+    frames = tmp_path / 'frames'  # a video is a folder of frames
+    frames.mkdir()
+    drawn = cv2.imread(str(shapes / 'data/shapes/images/validation/000000.jpg'))
+    cv2.imwrite(str(frames / '0001.png'), drawn)
+    cv2.imwrite(str(frames / '0002.png'), cv2.resize(drawn, (300, 200)))
+    (frames / '0003.png').write_bytes(b'no image')
+    done = run_tool('predict.py', CONFIG, checkpoint, frames, '--out', 'out', cwd=tmp_path)
+    assert done.returncode == 1
+    assert 'Traceback' not in done.stderr
+    assert '0003.png' in done.stderr.split('could not be predicted:')[1]
+    record = json.loads((tmp_path / 'out/predictions/0002.png.json').read_text())
+    assert sum(record['shares'].values()) == pytest.approx(1)
+    labels = Image.open(tmp_path / 'out/labels/0002.png.png')
+    assert labels.mode == 'P'
+    assert labels.size == (300, 200)
+    cfg = Config.fromfile(CONFIG)
+    values, counts = np.unique(np.array(labels), return_counts=True)
+    shares = {cfg.metainfo.classes[v]: c / 60000 for v, c in zip(values, counts)}
+    assert record['shares'] == pytest.approx(shares)
+    palette = np.array(labels.getpalette()).reshape(-1, 3)[: len(cfg.metainfo.palette)]
+    assert (palette == np.array(cfg.metainfo.palette)).all()
+    picture = cv2.imread(str(tmp_path / 'out/pictures/0002.png.jpg'))
+    assert picture.shape[0] >= 480
+    assert picture.shape[1] > picture.shape[0] * 300 / 200  # the legend stands beside the image
+
+
+def small_upernet(**test_cfg):
+    """UperNet with 150 classes that is quick to run, and its config."""
+    cfg = Config.fromfile(CONFIGS / 'upernet_ivit_nano.py')
+    cfg.merge_from_dict(
+        {
+            'model.decode_head.channels': 16,
+            'model.decode_head.norm_cfg.type': 'BN',
+            'model.auxiliary_head.norm_cfg.type': 'BN',
+            'model.test_cfg': test_cfg,
+        }
+    )
+    init_default_scope('mmseg')
+    torch.manual_seed(0)
+    return cfg, MODELS.build(cfg.model).eval()
+
+
+def test_ade20k_checkpoints_show_ade20k_whether_or_not_they_say_so(tmp_path):
+    cfg, model = small_upernet(mode='whole')
+    torch.save(dict(state_dict=model.state_dict(), meta={}), tmp_path / 'plain.pth')
+    segmentor = Segmentor(cfg, str(tmp_path / 'plain.pth'), 'cpu')
+    assert tuple(segmentor.classes) == ADE20KDataset.METAINFO['classes']
+    assert list(segmentor.palette) == ADE20KDataset.METAINFO['palette']
+
+
+@pytest.mark.parametrize('size', [(96, 150), (64, 64), (40, 200), (131, 77)])
+def test_sliding_by_rows_gives_the_labels_of_stock_sliding(size):
+    _, model = small_upernet(mode='slide', crop_size=(64, 64), stride=(43, 43))
+    image = torch.randn(1, 3, *size)
+    meta = dict(img_shape=size, ori_shape=size)
+    with torch.no_grad():
+        expected = model.slide_inference(image, [dict(meta)])[0].argmax(0)
+        labels = slide_labels(model, image, meta)
+    assert (labels == expected).float().mean() > 0.999  # near-ties may fall either way
+    assert labels.shape == size
+
+
+def test_upsampling_by_classes_gives_the_labels_of_resized_logits(monkeypatch):
+    _, model = small_upernet(mode='whole')
+    logits = torch.randn(150, 20, 30)
+    expected = torch.nn.functional.interpolate(
+        logits[None], (77, 90), mode='bilinear', align_corners=False
+    )[0].argmax(0)
+    monkeypatch.setattr(mmivit.predict, 'MAX_LOGITS', 77 * 90 * 8)
+    assert torch.equal(upsampled_labels(logits, (77, 90), model), expected)
+
+
+def test_labels_equal_stock_inference(checkpoint, shapes):
+    segmentor = Segmentor(Config.fromfile(CONFIG), str(checkpoint), 'cpu')
+    image = cv2.imread(str(shapes / 'data/shapes/images/validation/000001.jpg'))
+    image = cv2.resize(image, (201, 130))
+    stock = segmentor.inferencer(image, return_datasamples=True)
+    expected = stock.pred_sem_seg.data[0].cpu().numpy()
+    assert (segmentor.label_map(image) == expected).all()
+
+
+def test_stock_mmseg_from_an_empty_folder(checkpoint, tmp_path):
+    code = (
+        'import numpy, sys\n'
+        'from mmseg.apis import MMSegInferencer, inference_model, init_model\n'
+        "assert not any(m.startswith('mmivit') for m in sys.modules)\n"
+        'image = numpy.random.default_rng(0).integers(0, 255, (100, 120, 3), numpy.uint8)\n'
+        f'inferencer = MMSegInferencer(model={str(CONFIG)!r}, weights={str(checkpoint)!r}, '
+        "device='cpu')\n"
+        "assert inferencer(image)['predictions'].shape == (100, 120)\n"
+        f"model = init_model({str(CONFIG)!r}, {str(checkpoint)!r}, device='cpu')\n"
+        'assert inference_model(model, image).pred_sem_seg.data.shape == (1, 100, 120)\n'
+        "assert model.dataset_meta['classes'][1] == 'circle'\n"
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_stock_mmseg_tools_run_the_demo_config(checkpoint, shapes):
+    from pathlib import Path
+
+    tool = Path(mmseg.__file__).parent / '.mim/tools/test.py'
+    done = subprocess.run(
+        [sys.executable, str(tool), str(CONFIG), str(checkpoint), '--work-dir', 'seg_stock'],
+        cwd=shapes,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
