@@ -67,7 +67,7 @@ def train(
     latest = find_latest_checkpoint(cfg.work_dir) if resume == 'auto' else cfg.get('load_from')
     if latest:
         check_readable(latest)
-    runner = _build_runner(cfg)
+    runner = build_runner(cfg)
     warn_about_batch_size(runner)
     runner.train()
 
@@ -126,7 +126,7 @@ def evaluate(
         cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
     if out and cfg.default_scope == 'mmseg':
         cfg.test_evaluator.update(output_dir=out, keep_results=True)
-    runner = _build_runner(cfg)
+    runner = build_runner(cfg)
     if out and cfg.default_scope == 'mmdet':
         from mmdet.evaluation import DumpDetResults
 
@@ -257,19 +257,21 @@ def _read_config(
         cfg.work_dir = work_dir
     elif not cfg.get('work_dir'):
         cfg.work_dir = os.path.join('work_dirs', Path(path).stem)
-    if not torch.cuda.is_available():
-        cfg.setdefault('env_cfg', {}).setdefault('dist_cfg', {})['backend'] = 'gloo'
     return cfg
 
 
-def _build_runner(cfg: Config) -> Runner:
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    if not runner.distributed:
-        # SyncBN needs a process group; alone it is BN.
-        from mmengine.model import revert_sync_batchnorm
-
-        runner.model = revert_sync_batchnorm(runner.model)
-    return runner
+def build_runner(cfg: Config) -> Runner:
+    """MMEngine's Runner of a config; it turns SyncBN into BN when alone."""
+    if cfg.get('launcher') == 'pytorch' and not torch.cuda.is_available():
+        # MMEngine gives every process a CUDA device; processes on CPUs are ours to set up.
+        torch.distributed.init_process_group('gloo')
+        cfg.model_wrapper_cfg = dict(
+            type='MMDistributedDataParallel',
+            device_ids=None,
+            broadcast_buffers=False,
+            find_unused_parameters=cfg.get('find_unused_parameters', False),
+        )
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 
 def _existing_file(path: str, what: str) -> str:

@@ -11,9 +11,8 @@ import torch
 from mmengine.config import Config
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
 
-import mmivit  # noqa: F401
+from mmivit.launch import build_runner
 
 
 class Recorder(Hook):
@@ -50,7 +49,7 @@ def main():
     cfg = Config.fromfile(config)
     cfg.work_dir, cfg.launcher = work_dir, launcher
     cfg.train_dataloader.batch_size = int(batch)
-    runner = Runner.from_cfg(cfg)
+    runner = build_runner(cfg)
     runner.register_hook(Recorder())
     runner.train()
 

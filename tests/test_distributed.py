@@ -73,7 +73,6 @@ def train(cfg, name, workers, folder, **backbone):
     cfg.test_dataloader = cfg.test_cfg = cfg.test_evaluator = None
     cfg.optim_wrapper.optimizer.lr = 1e-4
     cfg.param_scheduler = []
-    cfg.env_cfg.dist_cfg.backend = 'gloo'
     work_dir = folder / name
     work_dir.mkdir()
     cfg.dump(work_dir / 'config.py')

@@ -5,7 +5,7 @@ from mmengine.config import Config, ConfigDict
 
 from mmivit.launch import (
     LaunchError,
-    _build_runner,
+    build_runner,
     check_channels,
     check_data,
     warn_about_batch_size,
@@ -94,7 +94,7 @@ def test_sync_bn_becomes_bn_on_one_process(name, tmp_path):
     cfg.work_dir = str(tmp_path)
     part = cfg.model.get('neck') or cfg.model.decode_head
     part.norm_cfg = dict(type='SyncBN')
-    norms = [type(m).__name__ for m in _build_runner(cfg).model.modules() if 'BatchNorm' in str(m)]
+    norms = [type(m).__name__ for m in build_runner(cfg).model.modules() if 'BatchNorm' in str(m)]
     assert norms
     assert 'SyncBatchNorm' not in norms
 
