@@ -73,6 +73,7 @@ test: setup
 lint: setup
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
+	@$(PY) tools/check_metafiles.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info mmivit/.mim data/shapes work_dirs/demo work_dirs/demo-seg .pytest_cache .ruff_cache

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmivit.models.ivit import ARCHITECTURES, IViT
+
+# Height and width in pixels, by a config's default_scope, at which the field counts a whole model.
+SIZES = {'mmdet': (800, 1280), 'mmseg': (512, 2048)}
 
 
 class Cost(NamedTuple):
@@ -54,3 +61,45 @@ def architecture_costs(size: tuple[int, int], **options) -> dict[str, Cost]:
             image = torch.empty(1, 3, *size)
             costs[arch] = count_cost(model, lambda model=model, image=image: model(image))
     return costs
+
+
+def config_cost(cfg: Config, size: tuple[int, int] | None = None, **options) -> Cost:
+    """Cost of a config's whole model for one image; no data set and no weights are needed.
+
+    Segmentors are counted on the meta device, where nothing is computed, without the auxiliary
+    head's MACs, which only training spends. A detector chooses its proposals by their scores, so
+    it computes, from random weights and a random image, and what its heads cost depends on how
+    many proposals there are: here Mask R-CNN's box head sees test_cfg.rpn.max_per_img of them
+    (1000) and its mask head the first 100, as in mmdet's own counter.
+
+    Args:
+        cfg: a config of mmdet or mmseg.
+        size: height and width in pixels; that of :data:`SIZES` if not given.
+        options: further arguments of the backbone, in place of the config's.
+
+    Raises:
+        ValueError: the config's default_scope is neither mmdet nor mmseg.
+    """
+    scope = cfg.get('default_scope')
+    if scope not in SIZES:
+        raise ValueError(f'default_scope is {scope!r}; it must be one of {", ".join(SIZES)}')
+    size = size or SIZES[scope]
+    device = 'cpu' if scope == 'mmdet' else 'meta'
+    settings = copy.deepcopy(cfg.model)
+    settings.backbone.update(options)
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.device(device),
+        DefaultScope.overwrite_default_scope(scope),
+    ):
+        torch.manual_seed(0)
+        model = revert_sync_batchnorm(MODELS.build(settings))
+        image = torch.rand(1, 3, *size)
+        arguments = (image,)
+        if scope == 'mmdet':
+            from mmdet.structures import DetDataSample
+
+            shapes = ('img_shape', 'pad_shape', 'batch_input_shape', 'ori_shape')
+            metainfo = dict.fromkeys(shapes, size)
+            arguments += ([DetDataSample(metainfo={**metainfo, 'scale_factor': (1.0, 1.0)})],)
+        return count_cost(model, lambda: model(*arguments, mode='tensor'))

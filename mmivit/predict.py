@@ -89,7 +89,7 @@ def predict(
         if not Path(path).is_file():
             raise FileNotFoundError(f'no file {path}, seen from {os.getcwd()}')
     cfg = Config.fromfile(config)
-    segments = cfg.default_scope == 'mmseg'
+    segments = cfg.get('default_scope') == 'mmseg'
     images = find_images(inputs)
     targets = [_targets(Path(out), name, segments) for _, name in images]
     if len(set(targets)) < len(targets):

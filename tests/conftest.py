@@ -7,6 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+
+# A core each for the two processes that run the tests, and for what they start.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+
 import torch
 from mmengine.logging import MMLogger
 

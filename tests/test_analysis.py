@@ -1,9 +1,11 @@
 """Counted costs against formulas written from the equations."""
 
 import pytest
+from mmengine.config import Config
 
-from mmivit.analysis import architecture_costs
+from mmivit.analysis import architecture_costs, config_cost
 from mmivit.models.ivit import ARCHITECTURES
+from tests.conftest import CONFIGS
 
 LANDMARKS = 7
 
@@ -46,3 +48,19 @@ def formula(arch, size, attention):
 def test_macs_equal_the_formula(size, attention):
     for arch, cost in architecture_costs(size, attention=attention).items():
         assert cost.macs == formula(arch, size, attention)
+
+
+@pytest.mark.parametrize('name', ['mask_rcnn_ivit_shapes.py', 'upernet_ivit_shapes.py'])
+def test_a_config_costs_its_backbone_and_its_heads(name):
+    cfg, size = Config.fromfile(CONFIGS / name), (128, 160)
+    attentions = ('imhsa', 'mhsa')
+    whole = [config_cost(cfg, size, attention=attention) for attention in attentions]
+    backbone = [architecture_costs(size, attention=attention)['nano'] for attention in attentions]
+    # The heads cost the same whichever attention the backbone has.
+    assert whole[0].macs - whole[1].macs == backbone[0].macs - backbone[1].macs
+    assert whole[0].macs > backbone[0].macs
+
+
+def test_a_config_of_another_scope_is_refused():
+    with pytest.raises(ValueError, match='mmdet, mmseg'):
+        config_cost(Config(dict(default_scope='mmpretrain')))

@@ -5,17 +5,21 @@ import copy
 import numpy as np
 import pytest
 import torch
-from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import init_default_scope
-from mmengine.structures import InstanceData
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.structures import InstanceData, PixelData
+from mmseg.structures import SegDataSample
 
 from mmivit.models import IViT
 from tests.conftest import CONFIGS
 
-DETECTION = sorted(p.name for p in CONFIGS.glob('mask_rcnn*.py'))
+DETECTION = [*sorted(p.name for p in CONFIGS.glob('mask_rcnn*.py'))]
+DETECTION.append('examples/your_dataset_detection.py')
+SEGMENTATION = [*sorted(p.name for p in CONFIGS.glob('upernet*.py'))]
+SEGMENTATION.append('examples/your_dataset_segmentation.py')
 
 
 def detection_batch(classes, size=(96, 128)):
@@ -58,6 +62,108 @@ def test_detection_config(name):
     with torch.no_grad():
         (sample,) = model.test_step(batch)
     assert sample.pred_instances.masks.shape[1:] == (96, 128)
+
+
+def segmentation_batch(classes, size=(128, 96), count=2):
+    sample = SegDataSample(metainfo=dict(img_shape=size, ori_shape=size, pad_shape=size))
+    sample.gt_sem_seg = PixelData(data=torch.randint(0, classes, (1, *size)))
+    image = torch.randint(0, 255, (3, *size), dtype=torch.uint8)
+    return dict(inputs=[image] * count, data_samples=[sample] * count)
+
+
+@pytest.mark.parametrize('name', SEGMENTATION)
+def test_segmentation_config(name):
+    cfg = Config.fromfile(CONFIGS / name)
+    init_default_scope(cfg.default_scope)
+    cfg.model.data_preprocessor.size = (128, 96)
+    model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    assert isinstance(model.backbone, IViT)
+    wrapper = build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper))
+    classes = model.decode_head.num_classes
+    model.train()
+    losses = model.train_step(segmentation_batch(classes), wrapper)
+    assert losses['loss'].isfinite()
+    assert {'decode.loss_ce', 'aux.loss_ce'} <= set(losses)
+    model.eval()
+    with torch.no_grad():
+        (sample,) = model.test_step(segmentation_batch(classes, count=1))
+    assert sample.pred_sem_seg.data.shape == (1, 128, 96)
+
+
+def test_a_dataset_of_your_own_is_named_in_one_place(tmp_path):
+    """Other classes at the top reach every head, data set and evaluator."""
+    for name, others in (
+        ('detection', "('a', 'b', 'c')"),
+        ('segmentation', "('a', 'b', 'c', 'd')"),
+    ):
+        text = (CONFIGS / f'examples/your_dataset_{name}.py').read_text()
+        text = text.replace("_base_ = '../", f"_base_ = '{CONFIGS}/")
+        (before,) = (line for line in text.splitlines() if line.startswith('classes = '))
+        path = tmp_path / f'{name}.py'
+        path.write_text(text.replace(before, f'classes = {others}'))
+        cfg = Config.fromfile(path)
+        count = others.count("',") + others.count("')")
+
+        def counts(node):
+            if isinstance(node, dict):
+                for key, value in node.items():
+                    yield from [value] if key == 'num_classes' else counts(value)
+            elif isinstance(node, (list, tuple)):
+                for item in node:
+                    yield from counts(item)
+
+        found = list(counts(cfg.model))
+        assert len(found) == 2
+        assert set(found) == {count}
+        for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+            assert len(loader.dataset.metainfo.classes) == count
+            assert loader.dataset.data_root == 'data/your_dataset/'
+
+
+@pytest.mark.parametrize('name', ['mask_rcnn_ivit_shapes.py', 'upernet_ivit_shapes.py'])
+def test_bf16_training_stays_finite(name):
+    cfg = Config.fromfile(CONFIGS / name)
+    init_default_scope(cfg.default_scope)
+    model = MODELS.build(cfg.model)
+    if cfg.default_scope == 'mmdet':
+        batch = detection_batch(5)
+    else:
+        cfg.model.data_preprocessor.size = (128, 96)
+        model = MODELS.build(cfg.model)
+        batch = segmentation_batch(6)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    for _ in range(3):
+        data = model.data_preprocessor(copy.deepcopy(batch), True)
+        with torch.autocast('cpu', torch.bfloat16):
+            maps = model.backbone(data['inputs'])
+        # mmcv's operators on the CPU know no bf16, so the heads stay in fp32 here.
+        maps = tuple(y.float() for y in maps)
+        model.extract_feat = lambda inputs, maps=maps: model.neck(maps) if model.with_neck else maps
+        losses, _ = model.parse_losses(model.loss(**data))
+        assert losses.isfinite()
+        optimizer.zero_grad()
+        losses.backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+        optimizer.step()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
+@pytest.mark.parametrize('name', ['mask_rcnn_ivit_shapes.py', 'upernet_ivit_shapes.py'])
+def test_mixed_precision_stays_finite_on_a_gpu(name, dtype):
+    cfg = Config.fromfile(CONFIGS / name)
+    init_default_scope(cfg.default_scope)
+    detects = cfg.default_scope == 'mmdet'
+    if not detects:
+        cfg.model.data_preprocessor.size = (128, 96)
+    model = MODELS.build(cfg.model).cuda()
+    cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype=dtype)
+    cfg.optim_wrapper.optimizer.pop('fused', None)
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    model.train()
+    for _ in range(5):
+        batch = detection_batch(5) if detects else segmentation_batch(6)
+        assert model.train_step(batch, wrapper)['loss'].isfinite()
 
 
 @pytest.mark.parametrize('name', DETECTION)
