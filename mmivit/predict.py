@@ -128,10 +128,9 @@ def predict(
 class Detector:
     """mmdet's inferencer: BGR image in, RGB picture and plain record out."""
 
-    def __init__(self, config: str, checkpoint: str, device: str | None, score_thr: float) -> None:
+    def __init__(self, cfg: Config, checkpoint: str, device: str | None, score_thr: float) -> None:
         from mmdet.apis import DetInferencer
 
-        cfg = Config.fromfile(config)
         self.inferencer = DetInferencer(cfg, checkpoint, device=device, show_progress=False)
         self.classes = self.inferencer.model.dataset_meta['classes']
         self.score_thr = score_thr

@@ -120,30 +120,20 @@ def test_a_dataset_of_your_own_is_named_in_one_place(tmp_path):
             assert loader.dataset.data_root == 'data/your_dataset/'
 
 
-@pytest.mark.parametrize('name', ['mask_rcnn_ivit_shapes.py', 'upernet_ivit_shapes.py'])
-def test_bf16_training_stays_finite(name):
-    cfg = Config.fromfile(CONFIGS / name)
-    init_default_scope(cfg.default_scope)
-    model = MODELS.build(cfg.model)
-    if cfg.default_scope == 'mmdet':
-        batch = detection_batch(5)
-    else:
-        cfg.model.data_preprocessor.size = (128, 96)
-        model = MODELS.build(cfg.model)
-        batch = segmentation_batch(6)
+@pytest.mark.parametrize('arch', ['nano', 'tiny'])
+def test_bf16_training_of_the_backbone_stays_finite(arch):
+    """On a CPU the backbone alone: mmcv's operators know no bf16 there."""
+    torch.manual_seed(0)
+    model = IViT(arch, drop_path_rate=0.1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     for _ in range(3):
-        data = model.data_preprocessor(copy.deepcopy(batch), True)
         with torch.autocast('cpu', torch.bfloat16):
-            maps = model.backbone(data['inputs'])
-        # mmcv's operators on the CPU know no bf16, so the heads stay in fp32 here.
-        maps = tuple(y.float() for y in maps)
-        model.extract_feat = lambda inputs, maps=maps: model.neck(maps) if model.with_neck else maps
-        losses, _ = model.parse_losses(model.loss(**data))
-        assert losses.isfinite()
+            maps = model(torch.randn(2, 3, 96, 128))
+            loss = sum(y.float().square().mean() for y in maps)
+        assert loss.isfinite()
         optimizer.zero_grad()
-        losses.backward()
-        assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+        loss.backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters())
         optimizer.step()
 
 
