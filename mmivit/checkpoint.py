@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from pickle import UnpicklingError
+import pickle
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -25,54 +27,97 @@ def allow_mmengine_checkpoints() -> None:
     """Allow-list exactly what an MMEngine checkpoint holds besides tensors.
 
     From torch 2.6 on ``torch.load`` refuses pickled objects unless they are allow-listed, and
-    MMEngine 0.10 calls it without further ado, so that it cannot read its own checkpoints. What
-    they hold is the log history: HistoryBuffer objects, numpy arrays and scalars. A HistoryBuffer
-    pickles its statistics as ``getattr(HistoryBuffer, 'mean')``; ``getattr`` itself would open
-    every door, so a stand-in that answers for those four alone is registered under its name.
+    MMEngine 0.10 calls it without further ado, so that it cannot read its own checkpoints.
 
-    Older versions of torch have no such list and nothing to allow.
+    Older versions of torch have no such list; there :func:`read_checkpoint` applies it.
     """
-    if not HAS_ALLOW_LIST:
-        return
+    if HAS_ALLOW_LIST:
+        torch.serialization.add_safe_globals([(value, name) for name, value in _allowed().items()])
+
+
+def _allowed() -> dict[str, object]:
+    """What an MMEngine checkpoint's log history pickles, by name.
+
+    HistoryBuffer objects, numpy arrays and scalars. A HistoryBuffer pickles its statistics as
+    ``getattr(HistoryBuffer, 'mean')``; ``getattr`` itself would open every door, so a stand-in
+    that answers for those four alone is registered under its name.
+    """
     log_values = [np.array([], dtype=kind).dtype for kind in ('f4', 'f8', 'i4', 'i8')]
-    reconstruct = np.zeros(0).__reduce__()[0]
-    scalar = np.float64(0).__reduce__()[0]
-    allowed = [HistoryBuffer, np.ndarray, np.dtype, *{type(dtype) for dtype in log_values}]
+    types = [HistoryBuffer, np.ndarray, np.dtype, *{type(dtype) for dtype in log_values}]
+    allowed = {f'{kind.__module__}.{kind.__qualname__}': kind for kind in types}
     # numpy 2 moved `numpy.core` to `numpy._core`: read the checkpoints of both.
     for core in ('numpy.core', 'numpy._core'):
-        allowed.append((reconstruct, f'{core}.multiarray._reconstruct'))
-        allowed.append((scalar, f'{core}.multiarray.scalar'))
+        allowed[f'{core}.multiarray._reconstruct'] = np.zeros(0).__reduce__()[0]
+        allowed[f'{core}.multiarray.scalar'] = np.float64(0).__reduce__()[0]
     for builtins in ('builtins', '__builtin__'):
-        allowed.append((_get_statistic, f'{builtins}.getattr'))
-    torch.serialization.add_safe_globals(allowed)
+        allowed[f'{builtins}.getattr'] = _get_statistic
+    return allowed
 
 
 def _get_statistic(owner: object, name: str) -> object:
     """Stand-in for ``getattr`` while unpickling: a HistoryBuffer's statistics, nothing else."""
     if owner is HistoryBuffer and name in ('mean', 'min', 'max', 'current'):
         return getattr(HistoryBuffer, name)
-    raise UnpicklingError(
+    raise pickle.UnpicklingError(
         f'refused: the checkpoint asks for the attribute {name!r} of {owner!r}, which no '
         'MMEngine checkpoint needs. Do not trust this file.'
     )
 
 
-def check_readable(path: str) -> None:
-    """Check that a checkpoint file loads as data, before a run is built around it.
+def read_checkpoint(path: str | Path) -> dict:
+    """Read a local checkpoint as data: nothing in it can run code.
+
+    Args:
+        path: a ``.pth`` file.
+
+    Returns:
+        What it holds, tensors on the CPU.
 
     Raises:
         CheckpointError: it is damaged, no checkpoint at all, or would run code.
     """
-    if '://' in path or not HAS_ALLOW_LIST:
-        return
+    # `weights_only` of older versions cannot be told what to allow; their unpickler can.
+    safely = dict(weights_only=True) if HAS_ALLOW_LIST else dict(pickle_module=_SafePickle)
     try:
-        torch.load(path, map_location='cpu', weights_only=True)
+        checkpoint = torch.load(path, map_location='cpu', **safely)
     except Exception as error:  # damaged bytes make the unpickler raise nearly anything
         reason = (str(error).strip() or 'it is empty').splitlines()[0]
         raise CheckpointError(
             f'{path} was not loaded, it is damaged, no checkpoint, or not safe to load: '
             f'{type(error).__name__}: {reason}'
         ) from error
+    if not isinstance(checkpoint, dict):
+        raise CheckpointError(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint')
+    return checkpoint
+
+
+class _SafePickle:
+    """A ``pickle_module`` for torch before 2.6 that knows tensors and :func:`_allowed` only."""
+
+    __name__ = 'safe'
+    TENSORS = (
+        'collections.OrderedDict',
+        '_codecs.encode',
+        'torch.Size',
+        'torch._utils._rebuild_tensor_v2',
+        'torch._utils._rebuild_parameter',
+    )
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> object:
+            full_name = f'{module}.{name}'
+            if full_name in _SafePickle.TENSORS:
+                return super().find_class(module, name)
+            allowed = _allowed()
+            if full_name in allowed:
+                return allowed[full_name]
+            if module == 'torch' and isinstance(getattr(torch, name, None), torch.dtype):
+                return getattr(torch, name)
+            raise pickle.UnpicklingError(f'refused: it asks for {full_name}')
+
+    @classmethod
+    def load(cls, file: BinaryIO, **options) -> object:
+        return cls.Unpickler(file, **options).load()
 
 
 def report_loading(module: nn.Module, state_dict: dict[str, Tensor], prefix: str = '') -> None:

@@ -13,7 +13,7 @@ from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from mmivit.checkpoint import check_readable
+from mmivit.checkpoint import read_checkpoint
 from mmivit.models.ivit import IViT
 
 
@@ -66,7 +66,7 @@ def train(
         cfg.load_from = None if resume == 'auto' else _existing_file(resume, '--resume')
     latest = find_latest_checkpoint(cfg.work_dir) if resume == 'auto' else cfg.get('load_from')
     if latest:
-        check_readable(latest)
+        _check_readable(latest)
     runner = build_runner(cfg)
     warn_about_batch_size(runner)
     runner.train()
@@ -110,7 +110,7 @@ def evaluate(
     check_channels(cfg)
     check_data(cfg, ('test',))
     cfg.load_from = _existing_file(checkpoint, 'checkpoint')
-    check_readable(checkpoint)
+    _check_readable(checkpoint)
     if show or show_dir:
         hook = cfg.default_hooks.visualization
         hook.update(draw=True, show=show, wait_time=wait_time)
@@ -278,6 +278,12 @@ def _existing_file(path: str, what: str) -> str:
     if '://' not in path and not os.path.isfile(path):
         raise LaunchError(f'{what}: no file {path}, seen from {os.getcwd()}')
     return path
+
+
+def _check_readable(checkpoint: str) -> None:
+    """Read a checkpoint before a run is built around it; MMEngine fetches a URL by itself."""
+    if '://' not in checkpoint:
+        read_checkpoint(checkpoint)
 
 
 def _datasets(node: dict | list | None) -> Iterator[dict]:

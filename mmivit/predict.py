@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mmivit.checkpoint import check_readable
+from mmivit.checkpoint import read_checkpoint
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
 MAX_LOGITS = 2**27  # elements, half a GiB in fp32; more are never held at once
@@ -101,9 +101,9 @@ def predict(
             f'{existing[0]} exists ({len(existing)} such files); '
             'name another --out, or replace them with --force'
         )
-    check_readable(checkpoint)
+    saved = read_checkpoint(checkpoint).get('meta', {}).get('dataset_meta', {})
     if segments:
-        predictor = Segmentor(cfg, checkpoint, device)
+        predictor = Segmentor(cfg, checkpoint, device, saved)
     else:
         predictor = Detector(cfg, checkpoint, device, score_thr)
     report = PredictReport()
@@ -176,13 +176,16 @@ class Segmentor:
 
     Logits of all classes at the photo's full size would not fit into memory (150 classes at
     4000 x 3000 take 7 GB, and mmseg holds several copies), so labels are taken before they exist.
+
+    Args:
+        saved: the checkpoint's ``dataset_meta``, empty if it has none.
     """
 
-    def __init__(self, cfg: Config, checkpoint: str, device: str | None) -> None:
+    def __init__(self, cfg: Config, checkpoint: str, device: str | None, saved: dict) -> None:
         from mmseg.apis import MMSegInferencer
 
         self.inferencer = MMSegInferencer(cfg, checkpoint, device=device)
-        meta = _dataset_meta(cfg, checkpoint)
+        meta = _dataset_meta(cfg, saved)
         self.classes, self.palette = meta['classes'], meta['palette']
         self.inferencer.visualizer.dataset_meta = meta
 
@@ -341,8 +344,8 @@ def _window_starts(size: int, crop: int, stride: int) -> list[int]:
     return [min(start, last) for start in range(0, last + stride, stride)]
 
 
-def _dataset_meta(cfg: Config, checkpoint: str) -> dict:
-    """Classes and palette: the checkpoint's own, else those of the config's data set.
+def _dataset_meta(cfg: Config, saved: dict) -> dict:
+    """Classes and palette: those saved in the checkpoint, else those of the config's data set.
 
     Without either, mmseg shows any model's output in Cityscapes' names and colours.
     """
@@ -350,7 +353,6 @@ def _dataset_meta(cfg: Config, checkpoint: str) -> dict:
 
     dataset = cfg.test_dataloader.dataset
     meta = {**DATASETS.get(dataset.type).METAINFO, **(dataset.get('metainfo') or {})}
-    saved = torch.load(checkpoint, map_location='cpu').get('meta', {}).get('dataset_meta', {})
     return {key: saved.get(key) or meta[key] for key in ('classes', 'palette')}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from mmengine.dist import get_rank
+from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import Hook
 
 from mmivit.launch import build_runner
@@ -22,15 +22,15 @@ class Recorder(Hook):
         self.losses, self.images = [], []
 
     def before_train(self, runner):
-        model = runner.model.module if runner.distributed else runner.model
+        model = runner.model.module if get_world_size() > 1 else runner.model
         self.stem = model.backbone.stem.conv.weight
         self.before = self.stem.detach().clone()
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         loss = outputs['loss'].detach().clone()
-        if runner.distributed:
+        if get_world_size() > 1:
             torch.distributed.all_reduce(loss)
-            loss /= runner.world_size
+            loss /= get_world_size()
         self.losses.append(loss.item())
         self.images += [sample.img_path for sample in data_batch['data_samples']]
 

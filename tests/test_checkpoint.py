@@ -11,9 +11,10 @@ from mmengine.runner.checkpoint import load_checkpoint, load_state_dict
 from mmengine.utils import digit_version
 from torch import nn
 
-import mmivit  # noqa: F401 - importing it is what allow-lists
+from mmivit import checkpoint  # importing mmivit is what allow-lists
 from mmivit.models import IViT
 
+ONE = torch.ones(1)
 weights_only = pytest.mark.skipif(
     digit_version(torch.__version__) < digit_version('2.6.0'),
     reason='torch before 2.6 does not refuse pickles by default',
@@ -29,11 +30,25 @@ def history():
     return hub.state_dict()
 
 
-@weights_only
-def test_a_message_hub_loads_under_weights_only(tmp_path):
+def read_as_older_torch(path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, 'HAS_ALLOW_LIST', False)
+        return checkpoint.read_checkpoint(path)
+
+
+READERS = [pytest.param(torch.load, marks=weights_only), read_as_older_torch]
+
+
+@pytest.mark.parametrize('read', READERS)
+def test_a_message_hub_loads_as_data(read, tmp_path):
     path = tmp_path / 'log.pth'
-    torch.save(dict(message_hub=history(), meta=dict(epoch=1)), path)
-    buffer = torch.load(path)['message_hub']['log_scalars']['train/loss']
+    state = dict(weight=torch.rand(3, 4).half(), kind=torch.float16, frozen=nn.Parameter(ONE))
+    torch.save(dict(message_hub=history(), meta=dict(epoch=1), state_dict=state), path)
+    loaded = read(path)
+    assert torch.equal(loaded['state_dict']['weight'], state['weight'])
+    assert loaded['state_dict']['kind'] is torch.float16
+    assert loaded['state_dict']['frozen'] == ONE
+    buffer = loaded['message_hub']['log_scalars']['train/loss']
     assert isinstance(buffer, HistoryBuffer)
     assert buffer.mean() == pytest.approx(7 / 3)
     assert buffer.statistics('max') == 4
@@ -67,6 +82,8 @@ def test_a_hostile_checkpoint_is_refused(payload, tmp_path, monkeypatch):
     torch.save(dict(state_dict=IViT('nano').state_dict(), extra=payload), 'hostile.pth')
     with pytest.raises(pickle.UnpicklingError):
         load_checkpoint(IViT('nano'), 'hostile.pth')
+    with pytest.raises(checkpoint.CheckpointError, match='refused'):
+        read_as_older_torch('hostile.pth')
     assert not os.path.exists('harmed')
 
 

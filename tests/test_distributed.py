@@ -8,10 +8,14 @@ import json
 import os
 import subprocess
 import sys
+from copy import deepcopy
 
 import pytest
 from mmengine.config import Config
+from mmseg.registry import MODELS
+from mmseg.utils import register_all_modules
 
+from mmivit.checkpoint import read_checkpoint
 from tests.conftest import CONFIGS, ROOT
 
 STEPS = 4
@@ -118,6 +122,37 @@ def test_frozen_stages_and_checkpointing_under_ddp(build, shapes):
     for rank in ranks:
         assert not rank['stem_changed']
         assert rank['losses'] == pytest.approx(alone['losses'], rel=1e-4)
+
+
+def test_fsdp_with_blocks_as_units_trains_as_one(shapes):
+    folder = shapes / 'fsdp'
+    folder.mkdir()
+    cfg = segmentation()
+    cfg.runner_type = 'FlexibleRunner'  # draws the initial weights in another order than Runner
+    (alone,) = train(deepcopy(cfg), 'one', 1, folder)
+    cfg.strategy = dict(
+        type='FSDPStrategy',
+        model_wrapper=dict(
+            device_id='cpu',
+            use_orig_params=True,
+            auto_wrap_policy='mmivit.models.ivit.wrap_blocks',
+        ),
+        # On CPUs torch crashes when it offloads a gathered state dict.
+        state_dict_cfg=dict(
+            state_dict_type='FULL_STATE_DICT',
+            state_dict_config=dict(type='FullStateDictConfig', rank0_only=False),
+            optim_state_dict_config=dict(type='FullOptimStateDictConfig', rank0_only=False),
+        ),
+    )
+    cfg.default_hooks.checkpoint.interval = STEPS
+    ranks = train(cfg, 'two', 2, folder)
+    for rank in ranks:
+        assert rank['wrapped'] == 'MMFullyShardedDataParallel'
+        assert rank['losses'] == pytest.approx(alone['losses'], rel=1e-4)
+    register_all_modules()
+    model = MODELS.build(segmentation().model)
+    saved = read_checkpoint(folder / 'two' / f'iter_{STEPS}.pth')
+    model.load_state_dict(saved['state_dict'])  # strict: a plain checkpoint
 
 
 def test_dist_scripts_train_and_test(shapes):

@@ -90,7 +90,7 @@ def small_upernet(**test_cfg):
 def test_ade20k_checkpoints_show_ade20k_whether_or_not_they_say_so(tmp_path):
     cfg, model = small_upernet(mode='whole')
     torch.save(dict(state_dict=model.state_dict(), meta={}), tmp_path / 'plain.pth')
-    segmentor = Segmentor(cfg, str(tmp_path / 'plain.pth'), 'cpu')
+    segmentor = Segmentor(cfg, str(tmp_path / 'plain.pth'), 'cpu', {})
     assert tuple(segmentor.classes) == ADE20KDataset.METAINFO['classes']
     assert list(segmentor.palette) == ADE20KDataset.METAINFO['palette']
 
@@ -118,7 +118,7 @@ def test_upsampling_by_classes_gives_the_labels_of_resized_logits(monkeypatch):
 
 
 def test_labels_equal_stock_inference(checkpoint, shapes):
-    segmentor = Segmentor(Config.fromfile(CONFIG), str(checkpoint), 'cpu')
+    segmentor = Segmentor(Config.fromfile(CONFIG), str(checkpoint), 'cpu', {})
     image = cv2.imread(str(shapes / 'data/shapes/images/validation/000001.jpg'))
     image = cv2.resize(image, (201, 130))
     stock = segmentor.inferencer(image, return_datasamples=True)

@@ -117,6 +117,11 @@ class Block(nn.Module):
         return _add_residual(self.drop_path(self.mlp(self.norm2(x))), x, self.res_scale2)
 
 
+def wrap_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
+    """FSDP's ``auto_wrap_policy`` that makes every block a unit (docs/scaling.md)."""
+    return recurse or isinstance(module, Block)
+
+
 class Stem(nn.Module):
     """7x7 stride-4 convolution and norm. (B, C_in, H, W) -> (B, H/4, W/4, C)."""
 
