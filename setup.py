@@ -50,7 +50,7 @@ setup(
     license='Apache-2.0',
     packages=find_packages(include=('mmivit', 'mmivit.*')),
     cmdclass={'build_py': BuildWithMim},
-    python_requires='>=3.9',
+    python_requires='>=3.10',
     # torch, mmengine, mmcv, mmdet, mmseg and timm are the user's: naming them here would replace
     # builds for another CUDA, or install mmcv beside its maintained fork. The extras name them.
     install_requires=['wrapt'],

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import logging
 import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -68,7 +73,7 @@ def read_checkpoint(path: str | Path) -> dict:
     """Read a local checkpoint as data: nothing in it can run code.
 
     Args:
-        path: a ``.pth`` file.
+        path: a ``.pth`` or ``.safetensors`` file.
 
     Returns:
         What it holds, tensors on the CPU.
@@ -79,16 +84,119 @@ def read_checkpoint(path: str | Path) -> dict:
     # `weights_only` of older versions cannot be told what to allow; their unpickler can.
     safely = dict(weights_only=True) if HAS_ALLOW_LIST else dict(pickle_module=_SafePickle)
     try:
-        checkpoint = torch.load(path, map_location='cpu', **safely)
+        if Path(path).suffix == '.safetensors':
+            from safetensors.torch import load_file
+
+            checkpoint = load_file(path)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')  # about pickles it then refuses
+                checkpoint = torch.load(path, map_location='cpu', **safely)
+    except OSError:
+        raise
     except Exception as error:  # damaged bytes make the unpickler raise nearly anything
-        reason = (str(error).strip() or 'it is empty').splitlines()[0]
         raise CheckpointError(
-            f'{path} was not loaded, it is damaged, no checkpoint, or not safe to load: '
-            f'{type(error).__name__}: {reason}'
+            f'{path} was not loaded: it seems to be {_kind(path, error)}'
         ) from error
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint')
     return checkpoint
+
+
+def _kind(path: str | Path, error: Exception) -> str:
+    """What a file that could not be read seems to be."""
+    refused = re.search(r'GLOBAL (\S+)|asks for (.+)', str(error))
+    if refused:
+        asked = refused[1] or refused[2]
+        return f'a pickle that is not safe to load, it would run code or build objects ({asked})'
+    with open(path, 'rb') as file:
+        start = file.read(512)
+    if not start:
+        return 'an empty file'
+    if start.startswith(b'PK'):
+        return f'an archive that is {"damaged" if zipfile.is_zipfile(path) else "cut short"}'
+    if start.startswith(b'\x80'):
+        return f'a damaged pickle, or one of something else than weights ({error})'.split('\n')[0]
+    if Path(path).suffix == '.safetensors':
+        return f'a damaged safetensors file, or none ({error})'
+    if all(byte >= 32 or byte in b'\t\r\n' for byte in start):
+        return 'a text file'
+    return 'neither an archive of torch nor a pickle'
+
+
+@contextmanager
+def naming(source: str | Path) -> Iterator[None]:
+    """Put what was read in front of a CheckpointError that does not open with it."""
+    try:
+        yield
+    except CheckpointError as error:
+        if str(error).startswith(str(source)):
+            raise
+        raise CheckpointError(f'{source}: {error}') from error
+
+
+def find_state_dict(checkpoint: dict) -> dict[str, Tensor]:
+    """The weights in a checkpoint of torch's, timm's or MMEngine's, without wrappers' prefixes.
+
+    timm keeps averaged weights beside the last ones, under another name, and means the averaged
+    ones to be used; so does this. (MMEngine saves averaged ones as ``state_dict``.)
+
+    Raises:
+        CheckpointError: it holds none.
+    """
+    keys = ('state_dict_ema', 'model_ema', 'state_dict', 'model')
+    weights = next((checkpoint[key] for key in keys if checkpoint.get(key)), checkpoint)
+    if not isinstance(weights, dict) or not weights:
+        raise CheckpointError('it holds no weights')
+    strangers = [str(name) for name, value in weights.items() if not isinstance(value, Tensor)]
+    if strangers:
+        raise CheckpointError(
+            f'it holds no weights under {", ".join(keys)}, and not only weights otherwise: '
+            f'{_listed(strangers)}'
+        )
+    for prefix in ('module.', '_orig_mod.'):  # DDP's, torch.compile's
+        if all(name.startswith(prefix) for name in weights):
+            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    return weights
+
+
+def write_checkpoint(
+    path: str | Path, state_dict: dict[str, Tensor], meta: dict[str, str], force: bool = False
+) -> None:
+    """Write weights and a few strings, whole or not at all.
+
+    Args:
+        path: where to; ``.safetensors`` writes that format, anything else torch's.
+        state_dict: plain tensors.
+        meta: kept as ``meta`` (torch) or as the header's metadata (safetensors).
+        force: replace an existing file.
+
+    Raises:
+        FileExistsError: the file exists and ``force`` is off.
+    """
+    path = Path(path)
+    check_absent(path, force)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Views of a larger tensor would drag all of it into the file.
+    state_dict = {name: tensor.detach().clone() for name, tensor in state_dict.items()}
+    partial = path.with_name(f'.{path.name}.partial')
+    try:
+        if path.suffix == '.safetensors':
+            from safetensors.torch import save_file
+
+            contiguous = {name: tensor.contiguous() for name, tensor in state_dict.items()}
+            save_file(contiguous, partial, metadata=meta)
+        else:
+            torch.save(dict(state_dict=state_dict, meta=meta), partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def check_absent(path: str | Path, force: bool) -> None:
+    """Raise FileExistsError if the file exists, unless ``force``."""
+    if Path(path).exists() and not force:
+        raise FileExistsError(f'{path} exists; name another file, or replace it with --force')
 
 
 class _SafePickle:

@@ -3,16 +3,19 @@
 ``type='mmivit.IViT'`` resolves from any OpenMMLab config: MMEngine imports ``mmivit.registry``
 for the prefix and ``mmivit.models`` for the location. Where mmdet or mmseg is used, plain
 ``IViT``, ``mmdet.IViT`` and ``mmseg.IViT`` resolve as well once mmivit is imported, in whichever
-order the packages are. Neither of them is imported here.
+order the packages are; timm gets the classifiers (``ivit_tiny`` and so on) in the same way. None of
+them is imported here.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from types import ModuleType
 
 import wrapt
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.registry import WEIGHT_INITIALIZERS as MMENGINE_WEIGHT_INITIALIZERS
 from mmengine.registry import Registry
 
 SHARED_WITH = ('mmdet', 'mmseg')
@@ -23,6 +26,12 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
     scope='mmivit',
     locations=['mmivit.engine'],
+)
+WEIGHT_INITIALIZERS = Registry(
+    'weight initializer',
+    parent=MMENGINE_WEIGHT_INITIALIZERS,
+    scope='mmivit',
+    locations=['mmivit.weights'],
 )
 
 
@@ -41,3 +50,7 @@ def share(package_registry: ModuleType) -> None:
 for _package in SHARED_WITH:
     # Runs at once where the package is imported already, otherwise when it is.
     wrapt.register_post_import_hook(share, f'{_package}.registry')
+wrapt.register_post_import_hook(
+    lambda _: import_module('mmivit.models.classifier'),
+    'timm',
+)

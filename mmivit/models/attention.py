@@ -46,7 +46,7 @@ def pool_landmarks(x: Tensor, landmarks: int) -> Tensor:
     columns = _averaging_matrix(width, min(landmarks, width), x)  # (g_w, W)
     x = columns @ x  # (g_w, W) @ (B, H, W, C) -> (B, H, g_w, C)
     x = rows @ x.flatten(2)  # (g_h, H) @ (B, H, g_w * C) -> (B, g_h, g_w * C)
-    return x.unflatten(2, (-1, channels))  # (B, g_h, g_w, C)
+    return x.reshape(x.shape[0], x.shape[1], -1, channels)  # (B, g_h, g_w, C)
 
 
 def _averaging_matrix(size: int, bins: int, like: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ class MHSA(nn.Module):
         """Attention of all heads; x is the input (B, H, W, C), the rest (B, h, N, d)."""
         return F.scaled_dot_product_attention(q, k, v)
 
-    def _split_heads(self, x: Tensor) -> tuple[Tensor, ...]:
+    def _split_heads(self, x: Tensor) -> list[Tensor]:
         """(B, H, W, m C) -> m tensors (B, h, H W, d)."""
         batch, head_dim = x.shape[0], self.proj.in_features // self.num_heads
         # (B, H, W, m C) -> (B, N, m, h, d) -> (m, B, h, N, d)
@@ -144,6 +144,8 @@ class DecomposedMHSA(MHSA):
     Args:
         landmarks: side g of the landmark grid, L = g * g; may be changed on a built module.
     """
+
+    __jit_unused_properties__ = ('landmarks',)
 
     def __init__(self, dim: int, num_heads: int, landmarks: int = 7) -> None:
         super().__init__(dim, num_heads)
@@ -165,9 +167,10 @@ class DecomposedMHSA(MHSA):
         Averaging commutes with the projection, so the input is pooled once and L tokens are
         projected instead of pooling two projections of N.
         """
-        pooled = pool_landmarks(x, self.landmarks)  # (B, g_h, g_w, C)
+        pooled = pool_landmarks(x, self._landmarks)  # (B, g_h, g_w, C)
         channels = x.shape[-1]
-        return self._split_heads(F.linear(pooled, self.qkv.weight[: 2 * channels]))
+        q, k = self._split_heads(F.linear(pooled, self.qkv.weight[: 2 * channels]))
+        return q, k
 
     def attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q_landmarks, k_landmarks = self.project_landmarks(x)
@@ -185,18 +188,17 @@ class _Interaction:
     def _add_interaction(self, interaction: str, *names: str) -> None:
         _check_interaction(interaction)
         self.interaction_position = interaction
-        if interaction == 'both':
-            names += tuple(f'{name}_pre' for name in names)
         for name in names:
             self.register_parameter(name, nn.Parameter(torch.eye(self.num_heads)))
+            second = nn.Parameter(torch.eye(self.num_heads)) if interaction == 'both' else None
+            self.register_parameter(f'{name}_pre', second)
 
-    def _interact(self, logits: Tensor, name: str) -> Tensor:
-        """Softmax of the logits (B, h, rows, columns) with the interaction called ``name``."""
-        weight = getattr(self, name)
+    def _interact(self, logits: Tensor, weight: Tensor, second: Tensor | None) -> Tensor:
+        """Softmax of the logits (B, h, rows, columns) with the interaction."""
         if self.interaction_position == 'pre':
             return softmax(mix_heads(weight, logits))
-        if self.interaction_position == 'both':
-            logits = mix_heads(getattr(self, f'{name}_pre'), logits)
+        if second is not None:
+            logits = mix_heads(second, logits)
         return mix_heads(weight, softmax(logits))
 
 
@@ -215,7 +217,7 @@ class InteractiveMHSA(_Interaction, MHSA):
 
     def attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, h, N, N)
-        return self._interact(logits, 'interaction') @ v
+        return self._interact(logits, self.interaction, self.interaction_pre) @ v
 
 
 class IMHSA(_Interaction, DecomposedMHSA):
@@ -240,9 +242,13 @@ class IMHSA(_Interaction, DecomposedMHSA):
         q_landmarks, k_landmarks = self.project_landmarks(x)
         scale = q.shape[-1] ** -0.5  # applied to the landmarks, the smaller factor
         # A_K' = I_K(softmax(q K^T / sqrt d)): (B, h, L, N)
-        attn_k = self._interact((q_landmarks * scale) @ k.transpose(-2, -1), 'interaction_k')
+        attn_k = self._interact(
+            (q_landmarks * scale) @ k.transpose(-2, -1), self.interaction_k, self.interaction_k_pre
+        )
         # A_Q' = I_Q(softmax(Q k^T / sqrt d)): (B, h, N, L)
-        attn_q = self._interact(q @ (k_landmarks * scale).transpose(-2, -1), 'interaction_q')
+        attn_q = self._interact(
+            q @ (k_landmarks * scale).transpose(-2, -1), self.interaction_q, self.interaction_q_pre
+        )
         return attn_q @ (attn_k @ v)  # (B, h, N, L) @ (B, h, L, d)
 
 

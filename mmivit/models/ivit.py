@@ -32,6 +32,7 @@ ARCHITECTURES = {
     'base': dict(depths=(3, 12, 18, 3), widths=(128, 256, 512, 768)),
 }
 NUM_STAGES = 4
+OUTPUT_STRIDES = (8, 16, 32)
 ATTENTION_STAGES = (2, 3)  # the deeper half, counted from 0
 MIN_INPUT = 31  # pixels; the stem then leaves 8 x 8 tokens and stage 4 one
 
@@ -60,8 +61,24 @@ class DropPath(nn.Module):
         if not self.training or self.rate == 0:
             return x
         keep = 1 - self.rate
-        mask = x.new_empty((len(x),) + (1,) * (x.ndim - 1)).bernoulli_(keep)
+        mask = x.new_empty([x.shape[0]] + [1] * (x.ndim - 1)).bernoulli_(keep)
         return x * (mask / keep)
+
+
+class ChannelsLastConv2d(nn.Conv2d):
+    """Convolution of (B, H, W, C), which is a channels-last NCHW view. -> (B, H', W', C')."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.conv2d(
+            x.permute(0, 3, 1, 2),
+            self.weight,
+            self.bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+        )
+        return x.permute(0, 2, 3, 1)
 
 
 class SepConv(nn.Module):
@@ -71,12 +88,11 @@ class SepConv(nn.Module):
         super().__init__()
         self.pwconv1 = nn.Linear(dim, 2 * dim, bias=False)
         self.act1 = StarReLU()
-        self.dwconv = nn.Conv2d(2 * dim, 2 * dim, 7, padding=3, groups=2 * dim, bias=False)
+        self.dwconv = ChannelsLastConv2d(2 * dim, 2 * dim, 7, padding=3, groups=2 * dim, bias=False)
         self.pwconv2 = nn.Linear(2 * dim, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.act1(self.pwconv1(x))
-        return self.pwconv2(_conv_channels_last(self.dwconv, x))
+        return self.pwconv2(self.dwconv(self.act1(self.pwconv1(x))))
 
 
 class Mlp(nn.Module):
@@ -136,15 +152,15 @@ class Stem(nn.Module):
 
 
 class Downsampling(nn.Module):
-    """Norm and 3x3 stride-2 convolution. (B, H, W, C) -> (B, ceil(H/2), ceil(W/2), C')."""
+    """Norm and 3x3 convolution. (B, H, W, C) -> (B, ceil(H / stride), ceil(W / stride), C')."""
 
-    def __init__(self, dim: int, out_dim: int) -> None:
+    def __init__(self, dim: int, out_dim: int, stride: int = 2) -> None:
         super().__init__()
         self.norm = layer_norm(dim)
-        self.conv = nn.Conv2d(dim, out_dim, 3, stride=2, padding=1)
+        self.conv = ChannelsLastConv2d(dim, out_dim, 3, stride, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _conv_channels_last(self.conv, self.norm(x))
+        return self.conv(self.norm(x))
 
 
 class Stage(nn.Module):
@@ -159,11 +175,63 @@ class Stage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.downsample(x)
         for block in self.blocks:
-            if self.with_cp and self.training:
+            if self.with_cp and self.training and not torch.jit.is_scripting():
                 x = checkpoint(block, x, use_reentrant=False)
             else:
                 x = block(x)
         return x
+
+
+def build_trunk(
+    arch: str | dict,
+    in_channels: int = 3,
+    attention: str = 'imhsa',
+    landmarks: int = 7,
+    interaction: str = 'post',
+    head_dim: int = 32,
+    drop_path_rate: float = 0.0,
+    num_stages: int = NUM_STAGES,
+    output_stride: int = 32,
+) -> tuple[Stem, nn.ModuleList]:
+    """Stem and stages, initialised: what the backbone and the classifier have in common.
+
+    Args:
+        num_stages: how many of the stages are built, from the first.
+        output_stride: 32, or 16 or 8 to keep later stages from downsampling. Other arguments as
+            in :class:`IViT`.
+
+    Raises:
+        ValueError: an argument has a value that is not allowed; the message names those that are.
+    """
+    depths, widths = read_arch(arch)
+    _check_widths(widths, head_dim)
+    if in_channels < 1:
+        raise ValueError(f'in_channels={in_channels}: expected at least 1')
+    if not 0 <= drop_path_rate < 1:
+        raise ValueError(f'drop_path_rate={drop_path_rate}: expected 0 <= rate < 1')
+    if output_stride not in OUTPUT_STRIDES:
+        raise ValueError(f'output_stride={output_stride}: expected one of {OUTPUT_STRIDES}')
+
+    def token_mixer(stage: int) -> nn.Module:
+        dim = widths[stage]
+        if stage not in ATTENTION_STAGES:
+            return SepConv(dim)
+        return build_attention(attention, dim, dim // head_dim, landmarks, interaction)
+
+    last = max(sum(depths) - 1, 1)
+    drop_path = (drop_path_rate * i / last for i in range(sum(depths)))
+    stem, stages = Stem(in_channels, widths[0]), nn.ModuleList()
+    for i, (depth, dim) in enumerate(zip(depths[:num_stages], widths)):
+        stride = 2 if 4 * 2**i <= output_stride else 1
+        downsample = Downsampling(widths[i - 1], dim, stride) if i else nn.Identity()
+        blocks = [
+            Block(dim, token_mixer(i), next(drop_path), res_scale=i in ATTENTION_STAGES)
+            for _ in range(depth)
+        ]
+        stages.append(Stage(downsample, blocks))
+    stem.apply(_init_weights)
+    stages.apply(_init_weights)
+    return stem, stages
 
 
 @MODELS.register_module()
@@ -211,41 +279,27 @@ class IViT(BaseModule):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        depths, widths = _read_arch(arch)
-        _check_widths(widths, head_dim)
         self.out_indices = _check_out_indices(out_indices)
         if frozen_stages not in range(-1, NUM_STAGES + 1):
             raise ValueError(f'frozen_stages={frozen_stages}: expected -1 to {NUM_STAGES}')
-        if in_channels < 1:
-            raise ValueError(f'in_channels={in_channels}: expected at least 1')
-        if not 0 <= drop_path_rate < 1:
-            raise ValueError(f'drop_path_rate={drop_path_rate}: expected 0 <= rate < 1')
         self.frozen_stages = frozen_stages
+        _, widths = read_arch(arch)
         self.out_channels = [widths[i] for i in self.out_indices]
         self.out_strides = [4 * 2**i for i in self.out_indices]
-
-        def token_mixer(stage: int) -> nn.Module:
-            dim = widths[stage]
-            if stage not in ATTENTION_STAGES:
-                return SepConv(dim)
-            return build_attention(attention, dim, dim // head_dim, landmarks, interaction)
-
-        self.stem = Stem(in_channels, widths[0])
-        self.stages = nn.ModuleList()
-        last = max(sum(depths) - 1, 1)
-        drop_path = (drop_path_rate * i / last for i in range(sum(depths)))
-        # Stages that nobody sees would cost time and leave DDP with parameters without gradient.
-        for i, (depth, dim) in enumerate(zip(depths[: self.out_indices[-1] + 1], widths)):
-            downsample = Downsampling(widths[i - 1], dim) if i else nn.Identity()
-            blocks = [
-                Block(dim, token_mixer(i), next(drop_path), res_scale=i in ATTENTION_STAGES)
-                for _ in range(depth)
-            ]
-            self.stages.append(Stage(downsample, blocks))
+        self.stem, self.stages = build_trunk(
+            arch,
+            in_channels,
+            attention,
+            landmarks,
+            interaction,
+            head_dim,
+            drop_path_rate,
+            # Stages that nobody sees cost time and leave DDP with parameters without gradient.
+            num_stages=self.out_indices[-1] + 1,
+        )
         for i in self.out_indices:
             self.add_module(f'norm{i}', layer_norm(widths[i]))
 
-        self.apply(_init_weights)
         self.with_cp = with_cp
         self._freeze()
 
@@ -351,11 +405,6 @@ def layer_norm(dim: int) -> nn.LayerNorm:
     return nn.LayerNorm(dim, eps=1e-6, bias=False)
 
 
-def _conv_channels_last(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """Convolve (B, H, W, C) as a channels-last NCHW view."""
-    return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
-
 def _add_residual(branch: Tensor, x: Tensor, scale: Tensor | None) -> Tensor:
     return x + branch if scale is None else torch.addcmul(branch, x, scale)
 
@@ -367,8 +416,8 @@ def _init_weights(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def _read_arch(arch: str | dict) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """depths and widths of the four stages."""
+def read_arch(arch: str | dict) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Depths and widths of the four stages, of an architecture's name or its dict."""
     if isinstance(arch, str):
         if arch not in ARCHITECTURES:
             raise ValueError(

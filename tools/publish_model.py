@@ -1,0 +1,29 @@
+"""Strip a trained checkpoint to what others need, and name it by its hash.
+
+python tools/publish_model.py work_dirs/mask_rcnn_ivit/epoch_12.pth mask_rcnn_ivit_coco_1x.pth
+"""
+
+import argparse
+import sys
+
+from mmivit.checkpoint import CheckpointError
+from mmivit.weights import publish
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description='Strip a trained checkpoint for publication.')
+    parser.add_argument('src', help='the checkpoint')
+    parser.add_argument('dst', help='name.pth; name-HASH.pth is written')
+    parser.add_argument('--force', action='store_true', help='replace what was written earlier')
+    args = parser.parse_args()
+    try:
+        written = publish(args.src, args.dst, args.force)
+    except (OSError, CheckpointError) as error:
+        sys.exit(f'publish_model: {error}')
+    print(f'{written}: {written.stat().st_size / 2**20:.1f} MiB')
+    print("For the config's row in configs/metafile.yml, once the file is where URL says:")
+    print(f'  Weights: URL/{written.name}')
+
+
+if __name__ == '__main__':
+    main()
