@@ -2,6 +2,7 @@
 # make demo       train, evaluate and draw a small Mask R-CNN with iViT
 # make demo-seg   the same for segmentation, with UperNet
 # make test       the tests
+# make test-timm  timm's own tests of models, on all five iViT
 # make lint       ruff, and nothing changed
 # make clean      remove the environment and everything the commands here wrote
 #
@@ -13,7 +14,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet --constraint requirements/constraints.txt
 
-.PHONY: setup demo demo-seg test lint clean
+.PHONY: setup demo demo-seg test test-timm lint clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -40,7 +41,16 @@ $(VENV)/.mmcv: $(VENV)/.stack requirements/build_mmcv.sh
 	@requirements/build_mmcv.sh $(VENV)
 	@touch $@
 
-$(VENV)/.ready: $(VENV)/.mmcv setup.py
+# timm's tests are in its source package alone.
+$(VENV)/.timm-tests: $(VENV)/.stack requirements/constraints.txt
+	@rm -rf $(VENV)/timm-tests && mkdir $(VENV)/timm-tests
+	@$(PY) -m pip --disable-pip-version-check download --quiet --no-deps --no-binary timm \
+		--constraint requirements/constraints.txt --dest $(VENV)/timm-tests timm
+	@tar --extract --gzip --file $(VENV)/timm-tests/timm-*.tar.gz --strip-components 2 \
+		--directory $(VENV)/timm-tests --wildcards '*/tests/*'
+	@touch $@
+
+$(VENV)/.ready: $(VENV)/.mmcv $(VENV)/.timm-tests setup.py
 	@echo "==> Installing mmivit, editable (seconds)"
 	@$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
@@ -69,6 +79,10 @@ endef
 
 test: setup
 	@$(PY) -m pytest
+
+test-timm: setup
+	@$(PY) -m pytest -p tests.timm_only_ivit -q -W ignore -c /dev/null --rootdir $(VENV)/timm-tests \
+		-p no:cacheprovider -n 2 -k 'ivit_ and not flexivit' $(VENV)/timm-tests/test_models.py
 
 lint: setup
 	@$(PY) -m ruff check .

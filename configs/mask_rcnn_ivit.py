@@ -1,4 +1,4 @@
-"""Mask R-CNN, iViT-Tiny, FPN, COCO 2017, 1x (12 epochs), trained from scratch.
+"""Mask R-CNN, iViT-Tiny, FPN, COCO 2017, 1x (12 epochs), warm start from CAFormer-S18.
 
     tools/dist_train.sh configs/mask_rcnn_ivit.py 8        8 GPUs x 2 images
     tools/train.py configs/mask_rcnn_ivit.py --auto-scale-lr        any other number
@@ -13,7 +13,16 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(type='mmivit.IViT', arch='tiny', drop_path_rate=0.1),
+    backbone=dict(
+        type='mmivit.IViT',
+        arch='tiny',
+        drop_path_rate=0.1,
+        # Without a network: tools/convert_weights.py elsewhere, or init_cfg=None (README, Weights).
+        init_cfg=dict(
+            type='mmivit.PretrainedIViT',
+            checkpoint='timm://caformer_s18.sail_in22k_ft_in1k',
+        ),
+    ),
     neck=dict(in_channels=[64, 128, 320, 512]),
 )
 

@@ -3,7 +3,11 @@
 _base_ = 'mask_rcnn_ivit_3x.py'
 
 model = dict(
-    backbone=dict(arch='base', drop_path_rate=0.5),
+    backbone=dict(
+        arch='base',
+        drop_path_rate=0.5,
+        init_cfg=dict(checkpoint='timm://caformer_b36.sail_in22k_ft_in1k'),
+    ),
     neck=dict(in_channels=[128, 256, 512, 768]),
 )
 optim_wrapper = dict(

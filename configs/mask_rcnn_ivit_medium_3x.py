@@ -6,7 +6,11 @@ Box and mask AP: not run.
 _base_ = 'mask_rcnn_ivit_3x.py'
 
 model = dict(
-    backbone=dict(arch='medium', drop_path_rate=0.4),
+    backbone=dict(
+        arch='medium',
+        drop_path_rate=0.4,
+        init_cfg=dict(checkpoint='timm://caformer_m36.sail_in22k_ft_in1k'),
+    ),
     neck=dict(in_channels=[96, 192, 384, 576]),
 )
 optim_wrapper = dict(

@@ -3,6 +3,6 @@
 _base_ = 'mask_rcnn_ivit_3x.py'
 
 model = dict(
-    backbone=dict(arch='nano', drop_path_rate=0.0),
+    backbone=dict(arch='nano', drop_path_rate=0.0, init_cfg=None),
     neck=dict(in_channels=[32, 64, 128, 256]),
 )

@@ -24,7 +24,7 @@ roi_extractor = dict(
 )
 
 model = dict(
-    backbone=dict(arch='nano', drop_path_rate=0.0, out_indices=(1, 2, 3)),
+    backbone=dict(arch='nano', drop_path_rate=0.0, out_indices=(1, 2, 3), init_cfg=None),
     neck=dict(in_channels=[64, 128, 256], out_channels=width, num_outs=3, norm_cfg=norm_cfg),
     rpn_head=dict(
         in_channels=width,

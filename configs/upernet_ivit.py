@@ -1,4 +1,4 @@
-"""UperNet, iViT-Tiny, ADE20K, 512 x 512, 160k iterations, trained from scratch.
+"""UperNet, iViT-Tiny, ADE20K, 512 x 512, 160k iterations, warm start from CAFormer-S18.
 
     tools/dist_train.sh configs/upernet_ivit.py 8        8 GPUs x 2 images
     tools/train.py configs/upernet_ivit.py --auto-scale-lr        any other number
@@ -14,7 +14,16 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(type='mmivit.IViT', arch='tiny', drop_path_rate=0.2),
+    backbone=dict(
+        type='mmivit.IViT',
+        arch='tiny',
+        drop_path_rate=0.2,
+        # Without a network: tools/convert_weights.py elsewhere, or init_cfg=None (README, Weights).
+        init_cfg=dict(
+            type='mmivit.PretrainedIViT',
+            checkpoint='timm://caformer_s18.sail_in22k_ft_in1k',
+        ),
+    ),
     decode_head=dict(in_channels=[64, 128, 320, 512]),
     auxiliary_head=dict(in_channels=320),
 )

@@ -3,7 +3,11 @@
 _base_ = 'upernet_ivit.py'
 
 model = dict(
-    backbone=dict(arch='base', drop_path_rate=0.4),
+    backbone=dict(
+        arch='base',
+        drop_path_rate=0.4,
+        init_cfg=dict(checkpoint='timm://caformer_b36.sail_in22k_ft_in1k'),
+    ),
     decode_head=dict(in_channels=[128, 256, 512, 768]),
     auxiliary_head=dict(in_channels=512),
 )

@@ -3,7 +3,7 @@
 _base_ = 'upernet_ivit.py'
 
 model = dict(
-    backbone=dict(arch='nano', drop_path_rate=0.0),
+    backbone=dict(arch='nano', drop_path_rate=0.0, init_cfg=None),
     decode_head=dict(in_channels=[32, 64, 128, 256]),
     auxiliary_head=dict(in_channels=128),
 )

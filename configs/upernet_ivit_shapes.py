@@ -25,7 +25,7 @@ norm_cfg = dict(type='BN', requires_grad=True)
 
 model = dict(
     data_preprocessor=dict(size=(128, 128)),
-    backbone=dict(arch='nano', drop_path_rate=0.0),
+    backbone=dict(arch='nano', drop_path_rate=0.0, init_cfg=None),
     decode_head=dict(
         in_channels=[32, 64, 128, 256],
         channels=48,

@@ -116,7 +116,7 @@ def _kind(path: str | Path, error: Exception) -> str:
     if start.startswith(b'PK'):
         return f'an archive that is {"damaged" if zipfile.is_zipfile(path) else "cut short"}'
     if start.startswith(b'\x80'):
-        return f'a damaged pickle, or one of something else than weights ({error})'.split('\n')[0]
+        return 'a damaged pickle, or one of something else than weights'
     if Path(path).suffix == '.safetensors':
         return f'a damaged safetensors file, or none ({error})'
     if all(byte >= 32 or byte in b'\t\r\n' for byte in start):

@@ -27,8 +27,8 @@ MAX_ROWS = 12  # names listed per group of a report
 FOREIGN = (
     (r'layer\d\.\d+\.conv\d\.weight$', 'a ResNet'),
     (r'relative_position_bias_table$', 'a Swin Transformer'),
+    (r'attn\.(sr|kv)\.', 'a PVT or MiT'),
     (r'(conv_dw|dwconv|depthwise_conv)\.weight$', 'a ConvNeXt or another convolutional network'),
-    (r'(^|\.)(patch_embed1|block1\.0)\.', 'a PVT or MiT'),
     (r'(^|\.)(cls_token|pos_embed)$', 'a plain vision transformer'),
     (r'features\.\d+\.', 'a torchvision convolutional network'),
 )
@@ -173,11 +173,11 @@ def recognise(state_dict: dict[str, Tensor]) -> str:
         CheckpointError: nothing that converts; the message says what it seems to be.
     """
     names = list(state_dict)
-    mixer = state_dict.get('stages.0.blocks.0.token_mixer.pwconv1.weight')
+    mlp = state_dict.get('stages.0.blocks.0.mlp.fc1.weight')
     if 'backbone.stem.conv.weight' in state_dict:
         return 'openmmlab'
-    if 'stem.conv.weight' in state_dict and mixer is not None:
-        source = 'caformer' if mixer.ndim == 4 else 'ivit'
+    if 'stem.conv.weight' in state_dict and mlp is not None:
+        source = 'caformer' if mlp.ndim == 4 else 'ivit'
         attention = 'stages.2.blocks.0.token_mixer.qkv.weight'
     elif 'downsample_layers.0.conv.weight' in state_dict:
         source, attention = 'metaformer', 'stages.2.0.token_mixer.qkv.weight'

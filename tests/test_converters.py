@@ -1,0 +1,289 @@
+"""Conversions against the models the weights come from."""
+
+import re
+
+import pytest
+import timm
+import torch
+from mmengine.config import Config
+from timm.models import adapt_input_conv, metaformer
+
+from mmivit.checkpoint import CheckpointError
+from mmivit.converters import SOURCES, adapt_input_channels, convert, recognise
+from mmivit.models import IViT
+from tests.conftest import CONFIGS
+
+HEAD = ('norm.weight', 'norm.bias', 'fc.weight', 'fc.bias')
+CAFORMERS = dict(
+    caformer_s18='tiny', caformer_s36='small', caformer_m36='medium', caformer_b36='base'
+)
+
+
+def randomise(module):
+    """Every parameter away from its initial value, so that none can be mixed up unnoticed."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in module.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.05, generator=generator)
+        else:
+            torch.nn.init.uniform_(parameter, 0.5, 1.5, generator=generator)
+    return module.eval()
+
+
+def small_caformer(**options):
+    """timm's CAFormer at the size of iViT-Nano."""
+    model = metaformer.MetaFormer(
+        depths=(2, 2, 4, 2),
+        dims=(32, 64, 128, 256),
+        token_mixers=[metaformer.SepConv] * 2 + [metaformer.Attention] * 2,
+        norm_layers=[metaformer.LayerNorm2dNoBias] * 2 + [metaformer.LayerNormNoBias] * 2,
+        **options,
+    )
+    return randomise(model)
+
+
+def as_the_authors_wrote_it(state):
+    """timm's names of CAFormer back to sail-sg's, whose point-wise layers are linear."""
+    renamed = {}
+    for name, tensor in state.items():
+        name = name.replace('stem.conv', 'downsample_layers.0.conv')
+        name = name.replace('stem.norm', 'downsample_layers.0.post_norm')
+        name = re.sub(r'stages\.(\d)\.downsample\.norm', r'downsample_layers.\1.pre_norm', name)
+        name = re.sub(r'stages\.(\d)\.downsample', r'downsample_layers.\1', name)
+        name = re.sub(r'stages\.(\d)\.blocks', r'stages.\1', name)
+        name = name.replace('head.norm', 'norm').replace('head.fc', 'head')
+        linear = re.search(r'pwconv\d\.weight|mlp\.fc\d\.weight', name)
+        renamed[name] = tensor[:, :, 0, 0] if linear and tensor.ndim == 4 else tensor
+    return renamed
+
+
+def stage_outputs(backbone, image):
+    outputs = []
+    hooks = [
+        stage.register_forward_hook(lambda *args: outputs.append(args[2].permute(0, 3, 1, 2)))
+        for stage in backbone.stages
+    ]
+    with torch.no_grad():
+        backbone(image)
+    for hook in hooks:
+        hook.remove()
+    return outputs
+
+
+@pytest.mark.parametrize('name', CAFORMERS)
+def test_caformer_computes_the_same(name):
+    caformer = randomise(timm.create_model(name))
+    converted, report = convert(caformer.state_dict(), attention='mhsa')
+    assert report.source == 'caformer'
+    assert report.arch == CAFORMERS[name]
+    assert report.missing == [f'norm{i}.weight' for i in range(4)]
+    backbone = IViT(report.arch, attention='mhsa').eval()
+    backbone.load_state_dict(converted, strict=False)
+    features = timm.create_model(name, features_only=True).eval()
+    features.load_state_dict(
+        {n.replace('stages.', 'stages_'): t for n, t in caformer.state_dict().items()}, strict=False
+    )
+    for size in ((224, 224), (384, 384), (320, 448)):
+        image = torch.randn(1, 3, *size)
+        with torch.no_grad():
+            expected = features(image)
+        for own, other in zip(stage_outputs(backbone, image), expected, strict=True):
+            torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-4 * other.abs().max().item())
+
+
+def test_only_interaction_and_dense_norms_are_missing_from_caformer():
+    caformer = timm.create_model('caformer_s18')
+    converted, report = convert(caformer.state_dict())
+    model = IViT('tiny')
+    assert set(report.missing) == {
+        name
+        for name in model.state_dict()
+        if '.interaction_' in name or re.fullmatch(r'norm\d\.weight', name)
+    }
+    assert set(report.matched) == set(converted) == set(model.state_dict()) - set(report.missing)
+    assert all(name.startswith('head.') for name in report.dropped)
+    assert not report.unexpected
+    linear = [n for n in converted if re.match(r'stages\.[01].*(pwconv|fc)\d', n)]
+    assert list(report.reshaped) == linear
+    model.load_state_dict(converted, strict=False)
+    for name, tensor in model.state_dict().items():
+        if '.interaction_' in name:
+            assert torch.equal(tensor, torch.eye(len(tensor)))
+
+
+@pytest.mark.parametrize('head', [1000, 21841, 0])
+def test_the_authors_own_checkpoints(head):
+    state = small_caformer(num_classes=head).state_dict()
+    expected, _ = convert(state)
+    converted, report = convert(as_the_authors_wrote_it(state))
+    assert report.source == 'metaformer'
+    assert report.arch == 'nano'
+    assert converted.keys() == expected.keys()
+    assert all(torch.equal(converted[name], expected[name]) for name in expected)
+
+
+def test_timm_to_backbone_and_back():
+    state = randomise(timm.create_model('ivit_nano', num_classes=9)).state_dict()
+    backbone, report = convert(state)
+    assert report.source == 'ivit'
+    assert report.dropped == [name for name in state if name.startswith('head.')]
+    assert report.missing == [f'norm{i}.weight' for i in range(4)]
+    back, report = convert(backbone, target='timm')
+    assert report.missing == [
+        'head.norm.weight',
+        'head.norm.bias',
+        'head.fc.weight',
+        'head.fc.bias',
+    ]
+    assert back.keys() == backbone.keys()
+    assert all(torch.equal(back[name], state[name]) for name in back)
+    kept, report = convert(state, target='timm')
+    assert kept.keys() == state.keys()
+    assert not report.missing
+
+
+@pytest.mark.parametrize('config', ['mask_rcnn_ivit_shapes.py', 'upernet_ivit_shapes.py'])
+def test_the_backbone_of_detectors_and_segmentors(config):
+    cfg = Config.fromfile(CONFIGS / config)
+    if cfg.default_scope == 'mmdet':
+        from mmdet.registry import MODELS
+        from mmdet.utils import register_all_modules
+    else:
+        from mmseg.registry import MODELS
+        from mmseg.utils import register_all_modules
+    register_all_modules()
+    model = randomise(MODELS.build(cfg.model))
+    converted, report = convert(model.state_dict())
+    assert report.source == 'openmmlab'
+    own = {f'backbone.{name}': tensor for name, tensor in converted.items()}
+    whole = {n: t for n, t in model.state_dict().items() if n.startswith('backbone.')}
+    assert own.keys() == whole.keys()
+    assert all(torch.equal(own[name], whole[name]) for name in own)
+    assert len(report.dropped) == len(model.state_dict()) - len(whole)
+
+
+def test_mmpretrain_classifiers():
+    backbone = randomise(IViT('nano', out_indices=(3,))).state_dict()
+    state = {f'backbone.{name}': tensor for name, tensor in backbone.items()}
+    state |= {'head.fc.weight': torch.zeros(5, 256), 'head.fc.bias': torch.zeros(5)}
+    converted, report = convert(state)
+    assert converted.keys() == backbone.keys()
+    assert report.dropped == ['head.fc.weight', 'head.fc.bias']
+
+
+@pytest.mark.parametrize('kind', ['mhsa', 'decomposed', 'interactive', 'imhsa'])
+@pytest.mark.parametrize('wanted', ['mhsa', 'decomposed', 'interactive', 'imhsa'])
+def test_between_attentions(kind, wanted):
+    state = randomise(IViT('nano', attention=kind)).state_dict()
+    converted, report = convert(state, attention=wanted)
+    expected = IViT('nano', attention=wanted).state_dict()
+    shared = state.keys() & expected.keys()
+    assert converted.keys() == shared
+    assert set(report.missing) == expected.keys() - shared
+    assert set(report.dropped) == state.keys() - shared
+    assert {n for n in state if '.interaction' not in n} <= shared
+
+
+@pytest.mark.parametrize('interaction', ['pre', 'post', 'both'])
+def test_the_own_attention_is_kept(interaction):
+    state = IViT('nano', interaction=interaction, head_dim=16).state_dict()
+    converted, report = convert(state)
+    assert converted.keys() == state.keys()
+    assert not report.missing
+
+
+@pytest.mark.parametrize('channels', [1, 2, 3, 4, 6, 8])
+def test_other_channel_counts_as_timm_does(channels):
+    weight = torch.randn(8, 3, 7, 7)
+    expected = adapt_input_conv(channels, weight.clone())
+    torch.testing.assert_close(adapt_input_channels(weight, channels), expected)
+    converted, report = convert(IViT('nano').state_dict(), in_channels=channels)
+    model = IViT('nano', in_channels=channels)
+    model.load_state_dict(converted)
+    assert ('stem.conv.weight' in report.reshaped) == (channels != 3)
+
+
+def test_a_constant_image_gets_the_same_response_whatever_the_channels():
+    weight = torch.randn(8, 3, 7, 7)
+    for channels in (1, 3, 6):
+        total = adapt_input_channels(weight, channels).sum((1, 2, 3))
+        torch.testing.assert_close(total, weight.sum((1, 2, 3)))
+
+
+def test_a_backbone_without_its_last_stage():
+    state = IViT('tiny', out_indices=(1, 2)).state_dict()
+    converted, report = convert(state)
+    assert report.arch == 'tiny'
+    assert converted.keys() == state.keys()
+    assert all(re.match(r'stages\.3\.|norm[03]', name) for name in report.missing)
+
+
+def test_the_source_is_left_as_it_was():
+    state = small_caformer().state_dict()
+    before = {name: tensor.clone() for name, tensor in state.items()}
+    convert(state, in_channels=1)
+    assert state.keys() == before.keys()
+    assert all(torch.equal(state[name], before[name]) for name in state)
+
+
+@pytest.mark.parametrize(
+    ('name', 'message'),
+    [
+        ('resnet18', 'a ResNet'),
+        ('swin_tiny_patch4_window7_224', 'a Swin'),
+        ('convnext_atto', 'a ConvNeXt'),
+        ('pvt_v2_b0', 'a PVT'),
+        ('vit_tiny_patch16_224', 'plain vision transformer'),
+        ('convformer_s18', 'another MetaFormer'),
+        ('poolformerv2_s12', 'another MetaFormer'),
+    ],
+)
+def test_foreign_weights_are_named(name, message):
+    with torch.device('meta'):
+        state = timm.create_model(name).state_dict()
+    with pytest.raises(CheckpointError, match=message):
+        convert(state)
+
+
+def test_what_does_not_fit_stops_the_conversion():
+    state = small_caformer().state_dict()
+    with pytest.raises(CheckpointError, match=r'no place in an iViT: extra\.weight'):
+        convert({**state, 'extra.weight': torch.zeros(1)})
+    converted, report = convert({**state, 'extra.weight': torch.zeros(1)}, drop=['extra.*'])
+    assert 'extra.weight' in report.dropped
+    assert 'extra.weight' not in converted
+    lacking = {n: t for n, t in state.items() if n != 'stages.1.blocks.0.mlp.fc1.weight'}
+    with pytest.raises(CheckpointError, match=r'incomplete, 1 .*stages\.1\.blocks\.0\.mlp\.fc1'):
+        convert(lacking)
+    with pytest.raises(CheckpointError, match=r'fc1\.weight has the shape \(3, 3\)'):
+        convert({**state, 'stages.1.blocks.0.mlp.fc1.weight': torch.zeros(3, 3)})
+    with pytest.raises(CheckpointError, match="expected those of 'tiny'"):
+        convert(state, arch='tiny')
+    with pytest.raises(CheckpointError, match="not 'ivit'"):
+        convert(state, source='ivit')
+    with pytest.raises(CheckpointError, match='no weights'):
+        convert({})
+
+
+def test_every_source_is_recognised():
+    caformer = small_caformer().state_dict()
+    backbone = IViT('nano').state_dict()
+    states = dict(
+        ivit=backbone,
+        caformer=caformer,
+        metaformer=as_the_authors_wrote_it(caformer),
+        openmmlab={f'backbone.{name}': tensor for name, tensor in backbone.items()},
+    )
+    assert states.keys() == SOURCES.keys()
+    for source, state in states.items():
+        assert recognise(state) == source
+
+
+def test_the_table_counts_and_lists():
+    _, report = convert(small_caformer().state_dict())
+    table = report.table()
+    assert 'caformer -> backbone, iViT nano' in table
+    assert f'matched      {len(report.matched)}' in table
+    assert f'missing       {len(report.missing)}' in table
+    assert 'stages.2.blocks.0.token_mixer.interaction_q' in table
+    assert 'head.fc.fc1.weight' in table
