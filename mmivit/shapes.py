@@ -25,6 +25,7 @@ PALETTE = ((220, 20, 60), (0, 140, 255), (60, 180, 75), (255, 190, 0), (145, 30,
 # Label map: 0 is unlabelled as in ADE20K (nothing here is), then background, then the shapes.
 SEMANTIC_CLASSES = ('background', *CLASSES)
 SPLITS = ('training', 'validation')
+FOLDER_SPLITS = ('train', 'validation')  # as timm calls them
 
 DRAWING = 1  # to be raised whenever the same spec would draw other pictures
 OBJECTS = (2, 5)  # per image, inclusive
@@ -57,18 +58,25 @@ class ShapesSpec:
                 raise ValueError(f'{name}={getattr(self, name)}: expected at least {least}')
 
 
-def write_dataset(root: str | Path, spec: ShapesSpec, force: bool = False) -> bool:
-    """Draw a data set that stock ``CocoDataset`` and ``BaseSegDataset`` read.
+def write_dataset(
+    root: str | Path, spec: ShapesSpec, force: bool = False, classification: bool = False
+) -> bool:
+    """Draw a data set that stock ``CocoDataset`` and ``BaseSegDataset`` read, or timm.
 
         root/images/{training,validation}/000000.jpg
         root/annotations/instances_{training,validation}.json    COCO, run-length masks
         root/annotations/{training,validation}/000000.png        label maps as in ADE20K
         root/shapes.json                                         the spec, written last
 
+    For classification, images of one object each, as timm's ``ImageFolder`` reads them:
+
+        root/{train,validation}/{circle,square,...}/000000.jpg
+
     Args:
         root: folder to write; complete or not there, whenever the process is stopped.
         spec: what to draw.
         force: replace the folder, whatever it holds.
+        classification: write the image folder.
 
     Returns:
         False if the folder holds this very data set already, and nothing was written.
@@ -78,6 +86,8 @@ def write_dataset(root: str | Path, spec: ShapesSpec, force: bool = False) -> bo
     """
     root = Path(root)
     wanted = dict(drawing=DRAWING, **asdict(spec))
+    if classification:
+        wanted['task'] = 'classification'
     if root.exists() and any(root.iterdir()) and not force:
         held = _read_spec(root)
         if held == wanted:
@@ -88,8 +98,11 @@ def write_dataset(root: str | Path, spec: ShapesSpec, force: bool = False) -> bo
         )
     partial = root.with_name(f'{root.name}.partial')
     shutil.rmtree(partial, ignore_errors=True)
-    for index, (split, count) in enumerate(zip(SPLITS, (spec.train, spec.val))):
-        _write_split(partial, split, count, spec, index)
+    splits, write = SPLITS, _write_split
+    if classification:
+        splits, write = FOLDER_SPLITS, _write_folder
+    for index, (split, count) in enumerate(zip(splits, (spec.train, spec.val))):
+        write(partial, split, count, spec, index)
     (partial / 'shapes.json').write_text(json.dumps(wanted))
     if root.exists():
         shutil.rmtree(root)
@@ -97,12 +110,15 @@ def write_dataset(root: str | Path, spec: ShapesSpec, force: bool = False) -> bo
     return True
 
 
-def draw_scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[int], np.ndarray]:
+def draw_scene(
+    rng: np.random.Generator, size: int, label: int | None = None
+) -> tuple[np.ndarray, list[int], np.ndarray]:
     """One image with its objects.
 
     Args:
         rng: source of everything random.
         size: side of the image, pixels.
+        label: class of a single object; several of any class if not given.
 
     Returns:
         The image (size, size, 3) uint8 BGR; the class of each of n objects, indices into
@@ -112,11 +128,12 @@ def draw_scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[in
     labels: list[int] = []
     masks: list[np.ndarray] = []
     full_areas: list[int] = []
-    wanted = int(rng.integers(OBJECTS[0], OBJECTS[1] + 1))
+    single = label is not None
+    wanted = 1 if single else int(rng.integers(OBJECTS[0], OBJECTS[1] + 1))
     for _ in range(5 * wanted):
         if len(labels) == wanted:
             break
-        label = int(rng.integers(len(CLASSES)))
+        label = label if single else int(rng.integers(len(CLASSES)))
         alpha = _shape_alpha(rng, CLASSES[label], size)
         mask = alpha > 0.5
         remaining = [(m & ~mask).sum() for m in masks]
@@ -170,6 +187,17 @@ def _write_split(root: Path, split: str, count: int, spec: ShapesSpec, index: in
                 )
             )
     (root / 'annotations' / f'instances_{split}.json').write_text(json.dumps(coco))
+
+
+def _write_folder(root: Path, split: str, count: int, spec: ShapesSpec, index: int) -> None:
+    for name in CLASSES:
+        (root / split / name).mkdir(parents=True)
+    for number in tqdm(range(count), desc=f'drawing {split}', mininterval=2):
+        rng = np.random.default_rng((spec.seed, index, number))
+        label = number % len(CLASSES)
+        image, _, _ = draw_scene(rng, spec.size, label)
+        path = root / split / CLASSES[label] / f'{number:06d}.jpg'
+        cv2.imwrite(str(path), image, (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))
 
 
 def _coco_mask(mask: np.ndarray) -> dict:

@@ -1,0 +1,252 @@
+"""Experiments on the built-in data set: training runs at equal budget, their scores and plots."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import set_random_seed
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from mmivit.launch import build_runner
+from mmivit.shapes import ShapesSpec, write_dataset
+
+ARCH = 'nano'
+KINDS = (  # what is compared after pretraining: name, pretrained, side of the landmark grid
+    ('from scratch, 7', False, 7),
+    ('from scratch, 14', False, 14),
+    ('warm start, 7', True, 7),
+    ('warm start, 14', True, 14),
+)
+
+
+@dataclass(frozen=True)
+class WarmStartBudget:
+    """How much is trained, the same for every seed and start.
+
+    Args:
+        pretrain: iterations of classification.
+        pretrain_size: side of its images, pixels.
+        finetune: iterations of segmentation.
+        size: side of its images, pixels.
+        val_interval: iterations between evaluations.
+        images: training images of each task.
+        held_out: held-out images of each task.
+    """
+
+    pretrain: int = 400
+    pretrain_size: int = 128
+    finetune: int = 240
+    size: int = 192
+    val_interval: int = 60
+    images: int = 800
+    held_out: int = 60
+
+
+class RunLog:
+    """Records in a JSON-lines file, one per run: a killed experiment goes on where it was."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.records = [json.loads(line) for line in path.open()] if path.exists() else []
+
+    def get(self, **key) -> dict | None:
+        """The record of a run, if it was made."""
+        return next((r for r in self.records if key.items() <= r.items()), None)
+
+    def add(self, **record) -> None:
+        self.records.append(record)
+        with self.path.open('a') as file:
+            file.write(json.dumps(record) + '\n')
+
+
+def warm_start(folder: Path, config: Path, seeds: Sequence[int], budget: WarmStartBudget) -> RunLog:
+    """Is a warm start of iMHSA from ordinary attention worth it?
+
+    For every seed, a classifier with ``attention='mhsa'`` is trained on drawn images, converted to
+    iMHSA, scored at once, and used as the backbone of a segmentor; the same segmentor is trained
+    from scratch for as long.
+
+    Args:
+        folder: data sets, weights and ``runs.jsonl`` go here.
+        config: UperNet on the built-in data set.
+        seeds: one pretraining and a set of segmentors each.
+        budget: how much is trained.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    log = RunLog(folder / 'runs.jsonl')
+    sides = (budget.pretrain_size, 2 * budget.pretrain_size)
+    for side in sides:  # also larger than in training
+        spec = ShapesSpec(budget.images, 4 * budget.held_out, side)
+        write_dataset(folder / f'classify_{side}', spec, classification=True)
+    write_dataset(folder / 'segment', ShapesSpec(budget.images, budget.held_out, budget.size))
+    runs = [('pretrain', seed) for seed in seeds]
+    runs += [(kind, seed) for seed in seeds for kind in KINDS]
+    for kind, seed in tqdm(runs, desc='runs', unit='run'):
+        weights = folder / f'mhsa_{seed}.pth'
+        if kind == 'pretrain':
+            if not log.get(run=kind, seed=seed):
+                model = _pretrain(folder / f'classify_{sides[0]}', seed, budget.pretrain)
+                torch.save(model.state_dict(), weights)
+                scores = _converted_accuracy(model, [folder / f'classify_{s}' for s in sides])
+                log.add(run=kind, seed=seed, accuracy=scores)
+            continue
+        name, pretrained, landmarks = kind
+        if not log.get(run=name, seed=seed):
+            backbone = dict(landmarks=landmarks)
+            if pretrained:
+                backbone['init_cfg'] = dict(type='mmivit.PretrainedIViT', checkpoint=str(weights))
+            log.add(run=name, seed=seed, miou=segment(config, folder, seed, backbone, budget))
+    return log
+
+
+def segment(
+    config: Path, folder: Path, seed: int, backbone: dict, budget: WarmStartBudget
+) -> dict[str, float]:
+    """Train a segmentor on ``folder/segment``; held-out mIoU (percent) by iteration."""
+    cfg = Config.fromfile(config)
+    size = (budget.size, budget.size)
+    cfg.work_dir = str(folder / 'work_dir')
+    cfg.randomness = dict(seed=seed)
+    cfg.model.backbone.update(backbone)
+    cfg.model.data_preprocessor.size = size
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        loader.dataset.data_root = str(folder / 'segment')
+        loader.batch_size = 4
+    cfg.val_dataloader.dataset.pipeline[1].scale = size
+    cfg.test_dataloader = cfg.test_cfg = cfg.test_evaluator = None
+    cfg.train_cfg.update(max_iters=budget.finetune, val_interval=budget.val_interval)
+    warm_up, decay = cfg.param_scheduler
+    warm_up.end = decay.begin = max(1, budget.finetune // 8)
+    decay.end = budget.finetune
+    cfg.default_hooks.checkpoint.interval = -1
+    recorder = _ScoreRecorder()
+    runner = build_runner(cfg)
+    runner.register_hook(recorder)
+    runner.train()
+    return recorder.scores
+
+
+class _ScoreRecorder(Hook):
+    def __init__(self) -> None:
+        self.scores: dict[str, float] = {}
+
+    def after_val_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
+        self.scores[str(runner.iter)] = float(metrics['mIoU'])
+
+
+def _pretrain(root: Path, seed: int, iterations: int) -> nn.Module:
+    import timm
+    from timm.optim import create_optimizer_v2
+
+    set_random_seed(seed)
+    model = timm.create_model(f'ivit_{ARCH}', num_classes=5, attention='mhsa').train()
+    optimizer = create_optimizer_v2(model, 'adamw', lr=1e-3, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, iterations, pct_start=0.1)
+    batches = _endless(_loader(root, 'train', training=True))
+    for _, (images, labels) in zip(tqdm(range(iterations), desc='pretraining'), batches):
+        loss = F.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+        schedule.step()
+    return model.eval()
+
+
+def _converted_accuracy(model: nn.Module, roots: Iterable[Path]) -> dict[str, float]:
+    """Held-out accuracy as trained and, without further training, with iMHSA in its place."""
+    import timm
+
+    from mmivit.converters import convert
+
+    models = {'mhsa': model}
+    converted, _ = convert(model.state_dict(), attention='imhsa', target='timm')
+    for landmarks in (7, 14):
+        imhsa = timm.create_model(f'ivit_{ARCH}', num_classes=5, landmarks=landmarks).eval()
+        imhsa.load_state_dict(converted, strict=False)
+        models[f'imhsa, {landmarks}'] = imhsa
+    return {
+        f'{name} at {root.name.removeprefix("classify_")}': _accuracy(candidate, root)
+        for root in roots
+        for name, candidate in models.items()
+    }
+
+
+@torch.no_grad()
+def _accuracy(model: nn.Module, root: Path) -> float:
+    right = [
+        (model(images).argmax(1) == labels)
+        for images, labels in _loader(root, 'validation', training=False)
+    ]
+    return 100 * torch.cat(right).float().mean().item()
+
+
+def _loader(root: Path, split: str, training: bool) -> DataLoader:
+    from timm.data import create_dataset, create_transform
+
+    dataset = create_dataset('', str(root), split=split, is_training=training)
+    size = dataset[0][0].size[0]
+    # Flips only: crops and colours would change what makes a class.
+    dataset.transform = create_transform(
+        size, is_training=training, scale=(1, 1), ratio=(1, 1), color_jitter=None, crop_pct=1.0
+    )
+    return DataLoader(dataset, batch_size=16, shuffle=training, drop_last=training)
+
+
+def _endless(loader: DataLoader) -> Iterable:
+    while True:
+        yield from loader
+
+
+def warm_start_tables(log: RunLog) -> str:
+    """Markdown: accuracy right after conversion, and mIoU by iteration; mean and spread."""
+    pretrained = [r['accuracy'] for r in log.records if r['run'] == 'pretrain']
+    lines = ['| attention, landmarks, image side | accuracy |', '|---|---:|']
+    lines += [f'| {name} | {_spread(a[name] for a in pretrained)} |' for name in pretrained[0]]
+    runs = {name: [r['miou'] for r in log.records if r['run'] == name] for name, *_ in KINDS}
+    iterations = list(runs[KINDS[0][0]][0])
+    lines += ['', f'| start, landmarks | {" | ".join(iterations)} |']
+    lines.append('|---|' + '---:|' * len(iterations))
+    for name, scores in runs.items():
+        cells = ' | '.join(_spread(s[i] for s in scores) for i in iterations)
+        lines.append(f'| {name} | {cells} |')
+    return '\n'.join(lines)
+
+
+def _spread(values: Iterable[float]) -> str:
+    values = list(values)
+    return f'{statistics.mean(values):.1f} ± {statistics.stdev(values) if values[1:] else 0:.1f}'
+
+
+def plot_warm_start(log: RunLog, path: Path) -> None:
+    """mIoU against iterations, a line per start with the range over seeds, as PNG."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.4, 4))
+    for (name, _, landmarks), colour in zip(KINDS, ('C0', 'C0', 'C1', 'C1')):
+        scores = [r['miou'] for r in log.records if r['run'] == name]
+        iterations = [int(i) for i in scores[0]]
+        columns = [[s[str(i)] for s in scores] for i in iterations]
+        style = '-' if landmarks == 7 else '--'
+        mean = [statistics.mean(column) for column in columns]
+        axes.plot(iterations, mean, style, color=colour, marker='o', label=f'{name} landmarks')
+        low, high = [min(c) for c in columns], [max(c) for c in columns]
+        axes.fill_between(iterations, low, high, color=colour, alpha=0.12, linewidth=0)
+    axes.set(xlabel='iteration', ylabel='held-out mIoU (%)', title='UperNet, iViT-Nano, iMHSA')
+    axes.grid(alpha=0.3)
+    axes.legend(title='mean and range over seeds')
+    figure.savefig(path, dpi=120, bbox_inches='tight')
+    plt.close(figure)
