@@ -7,6 +7,7 @@ import pickle
 import re
 import warnings
 import zipfile
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +30,7 @@ MAX_LISTED = 8  # names listed per group of a load report
 
 
 def allow_mmengine_checkpoints() -> None:
-    """Allow-list exactly what an MMEngine checkpoint holds besides tensors.
+    """Allow-list exactly what MMEngine's and timm's checkpoints hold besides tensors.
 
     From torch 2.6 on ``torch.load`` refuses pickled objects unless they are allow-listed, and
     MMEngine 0.10 calls it without further ado, so that it cannot read its own checkpoints.
@@ -41,14 +42,15 @@ def allow_mmengine_checkpoints() -> None:
 
 
 def _allowed() -> dict[str, object]:
-    """What an MMEngine checkpoint's log history pickles, by name.
+    """What checkpoints hold besides tensors, by name.
 
-    HistoryBuffer objects, numpy arrays and scalars. A HistoryBuffer pickles its statistics as
+    timm's: the arguments of the run. MMEngine's: the log history, HistoryBuffer objects, numpy
+    arrays and scalars. A HistoryBuffer pickles its statistics as
     ``getattr(HistoryBuffer, 'mean')``; ``getattr`` itself would open every door, so a stand-in
     that answers for those four alone is registered under its name.
     """
     log_values = [np.array([], dtype=kind).dtype for kind in ('f4', 'f8', 'i4', 'i8')]
-    types = [HistoryBuffer, np.ndarray, np.dtype, *{type(dtype) for dtype in log_values}]
+    types = [Namespace, HistoryBuffer, np.ndarray, np.dtype, *{type(dtype) for dtype in log_values}]
     allowed = {f'{kind.__module__}.{kind.__qualname__}': kind for kind in types}
     # numpy 2 moved `numpy.core` to `numpy._core`: read the checkpoints of both.
     for core in ('numpy.core', 'numpy._core'):

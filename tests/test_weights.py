@@ -5,6 +5,7 @@ import pickle
 import re
 import subprocess
 import sys
+from argparse import Namespace
 
 import pytest
 import timm
@@ -92,7 +93,9 @@ def test_mmengines_own_initialisation_takes_a_converted_file(folder):
 
 def test_timm_takes_a_converted_file(folder):
     state = randomise(timm.create_model('ivit_nano', num_classes=4)).state_dict()
-    torch.save(dict(state_dict={f'module.{n}': t for n, t in state.items()}), 'trained.pth')
+    trained = {f'module.{name}': tensor for name, tensor in state.items()}
+    # As timm's training script saves it.
+    torch.save(dict(state_dict=trained, args=Namespace(lr=0.1), epoch=2), 'trained.pth')
     convert_file('trained.pth', 'timm.safetensors', target='timm')
     model = timm.create_model('ivit_nano', num_classes=4, checkpoint_path='timm.safetensors')
     assert equal(model.state_dict(), state)
