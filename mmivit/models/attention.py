@@ -23,6 +23,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 INTERACTIONS = ('pre', 'post', 'both')
 
@@ -76,11 +77,10 @@ def mix_heads(weight: Tensor, maps: Tensor) -> Tensor:
     return mixed.view_as(maps)
 
 
-def softmax(logits: Tensor) -> Tensor:
-    """Softmax over the last axis, computed in fp32 or better, returned in the logits' dtype."""
-    return logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32)).to(
-        logits.dtype
-    )
+def softmax(logits: Tensor, dim: int) -> Tensor:
+    """Softmax over an axis, computed in fp32 or better, returned in the logits' dtype."""
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return logits.softmax(dim, dtype=dtype).to(logits.dtype)
 
 
 def _check_landmarks(value: int) -> None:
@@ -193,13 +193,13 @@ class _Interaction:
             second = nn.Parameter(torch.eye(self.num_heads)) if interaction == 'both' else None
             self.register_parameter(f'{name}_pre', second)
 
-    def _interact(self, logits: Tensor, weight: Tensor, second: Tensor | None) -> Tensor:
-        """Softmax of the logits (B, h, rows, columns) with the interaction."""
+    def _interact(self, logits: Tensor, weight: Tensor, second: Tensor | None, dim: int) -> Tensor:
+        """Softmax of the logits (B, h, rows, columns) over ``dim``, with the interaction."""
         if self.interaction_position == 'pre':
-            return softmax(mix_heads(weight, logits))
+            return softmax(mix_heads(weight, logits), dim)
         if second is not None:
             logits = mix_heads(second, logits)
-        return mix_heads(weight, softmax(logits))
+        return mix_heads(weight, softmax(logits, dim))
 
 
 class InteractiveMHSA(_Interaction, MHSA):
@@ -217,7 +217,7 @@ class InteractiveMHSA(_Interaction, MHSA):
 
     def attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, h, N, N)
-        return self._interact(logits, self.interaction, self.interaction_pre) @ v
+        return self._interact(logits, self.interaction, self.interaction_pre, -1) @ v
 
 
 class IMHSA(_Interaction, DecomposedMHSA):
@@ -241,15 +241,23 @@ class IMHSA(_Interaction, DecomposedMHSA):
     def attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q_landmarks, k_landmarks = self.project_landmarks(x)
         scale = q.shape[-1] ** -0.5  # applied to the landmarks, the smaller factor
-        # A_K' = I_K(softmax(q K^T / sqrt d)): (B, h, L, N)
-        attn_k = self._interact(
-            (q_landmarks * scale) @ k.transpose(-2, -1), self.interaction_k, self.interaction_k_pre
-        )
-        # A_Q' = I_Q(softmax(Q k^T / sqrt d)): (B, h, N, L)
-        attn_q = self._interact(
-            q @ (k_landmarks * scale).transpose(-2, -1), self.interaction_q, self.interaction_q_pre
-        )
-        return attn_q @ (attn_k @ v)  # (B, h, N, L) @ (B, h, L, d)
+        inputs = (q, k, v, q_landmarks * scale, k_landmarks * scale)
+        if self.training and not torch.jit.is_scripting():
+            # Four maps of N x L would be kept for the backward pass; remaking them is cheap.
+            return checkpoint(self._attend, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return self._attend(*inputs)
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, q_landmarks: Tensor, k_landmarks: Tensor
+    ) -> Tensor:
+        """Y = A_Q' (A_K' V), with both maps as (B, h, L, N): long rows suit softmax and bmm."""
+        # A_K' = I_K(softmax(q K^T / sqrt d))
+        logits = q_landmarks @ k.transpose(-2, -1)
+        attn_k = self._interact(logits, self.interaction_k, self.interaction_k_pre, -1)
+        # A_Q'^T = I_Q(softmax(k Q^T / sqrt d)); the softmax is over landmarks here too
+        logits = k_landmarks @ q.transpose(-2, -1)
+        attn_q = self._interact(logits, self.interaction_q, self.interaction_q_pre, -2)
+        return attn_q.transpose(-2, -1) @ (attn_k @ v)  # (B, h, N, L) @ (B, h, L, d)
 
 
 ATTENTIONS = {

@@ -12,7 +12,7 @@ norms need no permutes, and a permuted view is what convolutions call a channels
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,30 @@ ARCHITECTURES = {
 NUM_STAGES = 4
 OUTPUT_STRIDES = (8, 16, 32)
 ATTENTION_STAGES = (2, 3)  # the deeper half, counted from 0
+PIECE = 2**18  # elements of a temporary that stays in a CPU's cache, 1 MiB in fp32
 MIN_INPUT = 31  # pixels; the stem then leaves 8 x 8 tokens and stage 4 one
+
+
+def in_pieces(function: Callable[[Tensor], Tensor], x: Tensor, width: int) -> Tensor:
+    """``function(x)`` of a token-wise function; at inference on a CPU, some rows at a time.
+
+    Large temporaries cost a CPU more than the arithmetic on them: their pages are mapped afresh
+    each time, and every operation passes through memory. Training keeps its temporaries anyway.
+
+    Args:
+        function: (B, H, W, C) -> (B, H, W, C'), each token by itself.
+        x: its argument.
+        width: channels of the function's widest temporary.
+    """
+    # Symbolic tensors (fx, export) and tracers must see the plain graph.
+    plain = type(x) is Tensor and not torch.jit.is_tracing() and not torch.compiler.is_compiling()
+    if torch.is_grad_enabled() or not plain or x.device.type != 'cpu':
+        return function(x)
+    batch, height, columns, _ = x.shape
+    rows = max(1, PIECE // max(1, batch * columns * width))
+    if height <= rows:
+        return function(x)
+    return torch.cat([function(piece) for piece in x.split(rows, 1)], 1)
 
 
 class StarReLU(nn.Module):
@@ -92,7 +115,15 @@ class SepConv(nn.Module):
         self.pwconv2 = nn.Linear(2 * dim, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.pwconv2(self.dwconv(self.act1(self.pwconv1(x))))
+        if torch.jit.is_scripting():
+            x = self._expand(x)
+        else:
+            x = in_pieces(self._expand, x, self.pwconv1.out_features)
+        return self.pwconv2(self.dwconv(x))
+
+    def _expand(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, 2 C)."""
+        return self.act1(self.pwconv1(x))
 
 
 class Mlp(nn.Module):
@@ -105,7 +136,11 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(4 * dim, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(x)))
+        # fc2(s r^2 + b) = (s W) r^2 + b W 1 for r = relu(fc1(x)): scalars go into the weights, of
+        # which there are far fewer than activations.
+        weight = self.fc2.weight
+        squared = F.relu(self.fc1(x)).square()
+        return F.linear(squared, self.act.scale * weight, self.act.bias * weight.sum(1))
 
 
 class Block(nn.Module):
@@ -130,6 +165,11 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = _add_residual(self.drop_path(self.token_mixer(self.norm1(x))), x, self.res_scale1)
+        if torch.jit.is_scripting():
+            return self._mix_channels(x)
+        return in_pieces(self._mix_channels, x, self.mlp.fc1.out_features)
+
+    def _mix_channels(self, x: Tensor) -> Tensor:
         return _add_residual(self.drop_path(self.mlp(self.norm2(x))), x, self.res_scale2)
 
 
