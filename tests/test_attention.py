@@ -257,3 +257,29 @@ def test_softmax_is_computed_in_fp32_under_autocast(kind):
 def test_wrong_arguments_name_the_allowed_values(build, named):
     with pytest.raises(ValueError, match=named):
         build()
+
+
+@pytest.mark.parametrize('kind', ['decomposed', 'imhsa'])
+def test_the_core_keeps_no_map_for_the_backward_pass(kind):
+    """Of N = 1,024 tokens only q, k and v are kept, and what is as small as the landmarks."""
+    module = build_attention(kind, 64, 4)
+    x = torch.randn(2, 32, 32, 64)
+    q, k, v = (t.detach().requires_grad_() for t in module._split_heads(module.qkv(x)))
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        y = module.attend(x, q, k, v)
+    tokens = x.numel() * x.element_size()
+    # The fused kernels of `decomposed` keep their output too.
+    assert sum(kept.values()) <= (3.3 if kind == 'imhsa' else 4.4) * tokens
+    y.sum().backward()
+    assert all(t.grad is not None for t in (q, k, v))
+
+
+def test_training_and_evaluation_compute_the_same():
+    module, x = build_attention('imhsa', 32, 4), torch.randn(2, 9, 11, 32)
+    torch.testing.assert_close(module.train()(x), module.eval()(x), rtol=0, atol=0)

@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from mmivit.models import IViT
-from mmivit.models.ivit import ARCHITECTURES, Block, DropPath
+from mmivit.models.ivit import ARCHITECTURES, Block, DropPath, Mlp
+
+TORCH_CAT = torch.cat
 
 ARCHS = tuple(ARCHITECTURES)
 ATTENTIONS = ('mhsa', 'decomposed', 'interactive', 'imhsa')
@@ -40,6 +42,33 @@ def test_maps_of_every_architecture(arch, size):
         assert y.shape == (1, width, *side)
         assert y.is_contiguous()  # mmcv's RoIAlign reads memory as NCHW whatever the strides say
         assert y.isfinite().all()
+
+
+def test_pieces_do_not_change_the_result(monkeypatch):
+    model, image = IViT('nano').eval(), torch.randn(2, 3, 130, 170)
+    whole = model(image)  # with gradients nothing is split
+    splits = []
+    monkeypatch.setattr('mmivit.models.ivit.PIECE', 3000)
+    monkeypatch.setattr(
+        'mmivit.models.ivit.torch.cat',
+        lambda pieces, dim: splits.append(len(pieces)) or TORCH_CAT(pieces, dim),
+    )
+    with torch.no_grad():
+        pieces = model(image)
+    assert max(splits) > 10
+    for one, other in zip(whole, pieces):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_the_mlp_is_two_linear_layers_with_a_star_relu():
+    mlp = Mlp(8)
+    with torch.no_grad():
+        mlp.act.scale.fill_(-0.7)
+        mlp.act.bias.fill_(0.3)
+    x = torch.randn(2, 3, 4, 8)
+    expected = mlp.fc2(-0.7 * mlp.fc1(x).relu() ** 2 + 0.3)
+    torch.testing.assert_close(mlp(x), expected)
+    torch.testing.assert_close(mlp(x), mlp.fc2(mlp.act(mlp.fc1(x))))
 
 
 @pytest.mark.parametrize('out_indices', [(0, 1), (0, 1, 2, 3)])

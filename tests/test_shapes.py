@@ -9,6 +9,7 @@ from mmdet.datasets import CocoDataset
 from mmengine import Config
 from mmseg.datasets import BaseSegDataset
 from pycocotools.coco import COCO
+from timm.data import create_dataset
 
 from mmivit.shapes import (
     CLASSES,
@@ -127,6 +128,21 @@ def test_an_interrupted_drawing_leaves_no_half_data_set(root, tmp_path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         write_dataset(tmp_path / 'new', SPEC)
     assert not (tmp_path / 'new').exists()
+
+
+def test_the_image_folder_for_classification(tmp_path):
+    root = tmp_path / 'folder'
+    assert write_dataset(root, SPEC, classification=True)
+    assert not write_dataset(root, SPEC, classification=True)
+    with pytest.raises(FileExistsError):
+        write_dataset(root, SPEC)
+    dataset = create_dataset('', str(root), split='train', is_training=True)
+    assert len(dataset) == SPEC.train
+    assert set(dataset.reader.class_to_idx) == set(CLASSES)
+    image, _ = dataset[0]
+    assert image.size == (64, 64)
+    names = {path.parent.name for path in (root / 'validation').rglob('*.jpg')}
+    assert names == set(CLASSES[:2])
 
 
 def test_command(tmp_path):
