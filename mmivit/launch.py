@@ -251,7 +251,10 @@ def _read_config(
 ) -> Config:
     cfg = Config.fromfile(_existing_file(path, 'config'))
     if cfg_options:
-        cfg.merge_from_dict(cfg_options)
+        try:
+            cfg.merge_from_dict(cfg_options)
+        except (KeyError, TypeError, ValueError) as error:
+            raise LaunchError(f'--cfg-options does not fit {path}: {error}') from error
     cfg.launcher = launcher
     if work_dir:
         cfg.work_dir = work_dir

@@ -60,6 +60,19 @@ def test_pieces_do_not_change_the_result(monkeypatch):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize('index', [1, 2])
+def test_stages_compile_whole_and_for_any_size(index):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    stage = IViT(dict(depths=(1, 1, 1, 1), widths=(8, 16, 32, 64))).eval().stages[index]
+    compiled = torch.compile(stage, backend='eager', fullgraph=True, dynamic=True)
+    with torch.no_grad():
+        for size in ((16, 16), (17, 30), (40, 9)):
+            tokens = torch.randn(2, *size, 8 * index)
+            torch.testing.assert_close(stage(tokens), compiled(tokens), rtol=1e-4, atol=1e-5)
+    assert torch._dynamo.utils.counters['stats']['unique_graphs'] <= 2  # not one per size
+
+
 def test_the_mlp_is_two_linear_layers_with_a_star_relu():
     mlp = Mlp(8)
     with torch.no_grad():

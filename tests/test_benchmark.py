@@ -1,0 +1,104 @@
+"""What the benchmarks count and print; never how fast anything is."""
+
+import csv
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from mmivit import benchmark
+from mmivit.models import build_attention
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(benchmark, 'ROUNDS', 2)
+    monkeypatch.setattr(benchmark, 'SECONDS', 0)
+
+
+def test_every_attention_is_timed_and_written(quick, tmp_path):
+    rows = benchmark.benchmark_attention(16, 2, grids=((4, 4), (8, 8)), batches=(1, 2))
+    names = {'mhsa', 'decomposed', 'interactive', 'imhsa', 'floor'}
+    found = {(r['attention'], r['tokens'], r['batch'], r['mode']) for r in rows}
+    modes = ('forward', 'training')
+    assert found == {(a, n, b, m) for a in names for n in (16, 64) for b in (1, 2) for m in modes}
+    assert all(row['low'] <= row['seconds'] <= row['high'] for row in rows)
+    assert all((row['saved_bytes'] is None) == (row['mode'] == 'forward') for row in rows)
+    benchmark.write_rows(rows, benchmark.machine('cpu'), tmp_path / 'figures')
+    written = json.loads((tmp_path / 'figures.json').read_text())
+    assert written['rows'] == rows
+    assert written['machine']['torch'] == torch.__version__
+    assert len(list(csv.DictReader((tmp_path / 'figures.csv').open()))) == len(rows)
+    benchmark.plot_attention(rows, tmp_path / 'figures.png')
+    assert (tmp_path / 'figures.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_quadratic_attentions_stop_at_their_limit(quick, monkeypatch):
+    monkeypatch.setattr(benchmark, 'QUADRATIC_LIMIT', {'mhsa': 16, 'interactive': 4})
+    rows = benchmark.benchmark_attention(16, 2, grids=((4, 4), (8, 8)), batches=(1,))
+    assert {r['attention'] for r in rows if r['tokens'] == 64} == {'decomposed', 'imhsa', 'floor'}
+
+
+def test_saved_bytes_count_each_storage_once():
+    linear, x = nn.Linear(8, 8, bias=False), torch.randn(4, 8, requires_grad=True)
+    assert benchmark.saved_bytes(lambda: linear(x), linear.parameters()) == 4 * 8 * 4
+    assert benchmark.saved_bytes(lambda: linear(x)) == 4 * 8 * 4 + 8 * 8 * 4
+
+
+def test_peak_bytes_are_those_held_at_once():
+    x = torch.randn(1000, 10)
+
+    def two_held_one_freed():
+        a = x + 1  # 40 kB
+        b = a * 2  # 80 kB
+        del a
+        return b - 1  # 80 kB again
+
+    assert benchmark.peak_bytes(two_held_one_freed, 'cpu') == pytest.approx(80_000, rel=0.01)
+
+
+def test_the_floor_replays_products_and_convolutions_alone(monkeypatch):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5))
+    x = torch.randn(1, 3, 8, 8)
+    with torch.no_grad():
+        replay = benchmark.products(lambda: model(x))
+    with benchmark._Products() as recorder:
+        replay()
+    assert [function.__name__.split('.')[0] for function, _ in recorder.calls] == [
+        'convolution',
+        'addmm',
+    ]
+
+
+def test_a_line_per_goal():
+    times = dict(mhsa=10.0, decomposed=2.0, interactive=50.0, imhsa=2.2, floor=1.0)
+    rows = [
+        dict(
+            attention=name,
+            tokens=tokens,
+            mode=mode,
+            batch=batch,
+            seconds=seconds * tokens,
+            peak_bytes=tokens * 100,
+            saved_bytes=tokens * 64 * 4 * 5 if mode == 'training' else None,
+            dim=64,
+            dtype='float32',
+        )
+        for name, seconds in times.items()
+        for tokens in (196, 1050, 4200, 16800)
+        for mode in ('forward', 'training')
+        for batch in (1, 4)
+    ]
+    lines = benchmark.attention_verdicts(rows)
+    assert any('4,200 tokens, forward: 4.55x' in line and 'missed' in line for line in lines)
+    assert any('slope of seconds: 1.00' in line and 'reached' in line for line in lines)
+    assert any('the core saves 3.00x' in line and 'reached' in line for line in lines)
+    assert any('batch 4: 0.25x' in line for line in lines)
+    text = benchmark.table(rows, 'attention', ('mode', 'batch', 'tokens'))
+    assert text.splitlines()[0].startswith('| attention | forward x 1 x 196 |')
+
+
+def test_attentions_are_those_of_the_paper():
+    for name in benchmark.ATTENTIONS:
+        assert build_attention(name, 16, 2)

@@ -1,0 +1,35 @@
+"""iViT-Tiny against the backbones of its size in mmdet and timm: inference and a training step.
+
+python tools/analysis/benchmark_backbones.py
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from mmivit.benchmark import (
+    backbone_verdicts,
+    benchmark_backbones,
+    machine,
+    table,
+    write_rows,
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description='Time backbones.')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmark_backbones'))
+    args = parser.parse_args()
+    setting = machine(args.device)
+    rows = benchmark_backbones(device=args.device)
+    write_rows(rows, setting, args.out)
+    print(*(f'{key}: {value}' for key, value in setting.items()), sep='\n')
+    print(f'\nmilliseconds\n{table(rows, "model", ("mode", "batch", "height", "width"))}\n')
+    print(*backbone_verdicts(rows), sep='\n')
+    print(f'{args.out}.json, .csv')
+
+
+if __name__ == '__main__':
+    main()
