@@ -17,8 +17,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from mmivit.converters import convert
 from mmivit.launch import build_runner
 from mmivit.shapes import ShapesSpec, write_dataset
+from mmivit.weights import fetch
 
 ARCH = 'nano'
 KINDS = (  # what is compared after pretraining: name, pretrained, side of the landmark grid
@@ -26,6 +28,10 @@ KINDS = (  # what is compared after pretraining: name, pretrained, side of the l
     ('from scratch, 14', False, 14),
     ('warm start, 7', True, 7),
     ('warm start, 14', True, 14),
+)
+SCORES = (  # what is scored, and where the log has it
+    ('accuracy (%), classification', 'classify ', 'accuracy'),
+    ('mIoU (%), segmentation', '', 'miou'),
 )
 
 
@@ -36,6 +42,7 @@ class WarmStartBudget:
     Args:
         pretrain: iterations of classification.
         pretrain_size: side of its images, pixels.
+        continued: iterations of further classification, with iMHSA.
         finetune: iterations of segmentation.
         size: side of its images, pixels.
         val_interval: iterations between evaluations.
@@ -45,6 +52,7 @@ class WarmStartBudget:
 
     pretrain: int = 400
     pretrain_size: int = 128
+    continued: int = 160
     finetune: int = 240
     size: int = 192
     val_interval: int = 60
@@ -73,8 +81,8 @@ def warm_start(folder: Path, config: Path, seeds: Sequence[int], budget: WarmSta
     """Is a warm start of iMHSA from ordinary attention worth it?
 
     For every seed, a classifier with ``attention='mhsa'`` is trained on drawn images, converted to
-    iMHSA, scored at once, and used as the backbone of a segmentor; the same segmentor is trained
-    from scratch for as long.
+    iMHSA, scored at once, trained further, and used as the backbone of a segmentor; the same
+    classifier and segmentor with iMHSA are trained from scratch for as long.
 
     Args:
         folder: data sets, weights and ``runs.jsonl`` go here.
@@ -95,12 +103,21 @@ def warm_start(folder: Path, config: Path, seeds: Sequence[int], budget: WarmSta
         weights = folder / f'mhsa_{seed}.pth'
         if kind == 'pretrain':
             if not log.get(run=kind, seed=seed):
-                model = _pretrain(folder / f'classify_{sides[0]}', seed, budget.pretrain)
+                model = _classifier(seed, attention='mhsa')
+                _classify(model, folder / f'classify_{sides[0]}', seed, budget.pretrain)
                 torch.save(model.state_dict(), weights)
                 scores = _converted_accuracy(model, [folder / f'classify_{s}' for s in sides])
                 log.add(run=kind, seed=seed, accuracy=scores)
             continue
         name, pretrained, landmarks = kind
+        if not log.get(run=f'classify {name}', seed=seed):
+            model = _classifier(seed, landmarks=landmarks)
+            if pretrained:
+                converted, _ = convert(fetch(weights), attention='imhsa', target='timm')
+                model.load_state_dict(converted, strict=False)
+            root, interval = folder / f'classify_{sides[0]}', budget.continued // 4
+            scores = _classify(model, root, seed, budget.continued, interval)
+            log.add(run=f'classify {name}', seed=seed, accuracy=scores)
         if not log.get(run=name, seed=seed):
             backbone = dict(landmarks=landmarks)
             if pretrained:
@@ -144,35 +161,44 @@ class _ScoreRecorder(Hook):
         self.scores[str(runner.iter)] = float(metrics['mIoU'])
 
 
-def _pretrain(root: Path, seed: int, iterations: int) -> nn.Module:
+def _classifier(seed: int, **options) -> nn.Module:
     import timm
+
+    set_random_seed(seed)
+    return timm.create_model(f'ivit_{ARCH}', num_classes=5, **options)
+
+
+def _classify(
+    model: nn.Module, root: Path, seed: int, iterations: int, val_interval: int = 0
+) -> dict[str, float]:
+    """Train a classifier; held-out accuracy (percent) by iteration."""
     from timm.optim import create_optimizer_v2
 
     set_random_seed(seed)
-    model = timm.create_model(f'ivit_{ARCH}', num_classes=5, attention='mhsa').train()
+    scores = {}
     optimizer = create_optimizer_v2(model, 'adamw', lr=1e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, iterations, pct_start=0.1)
     batches = _endless(_loader(root, 'train', training=True))
-    for _, (images, labels) in zip(tqdm(range(iterations), desc='pretraining'), batches):
-        loss = F.cross_entropy(model(images), labels)
+    progress = tqdm(range(1, iterations + 1), desc='classification')
+    for iteration, (images, labels) in zip(progress, batches):
+        loss = F.cross_entropy(model.train()(images), labels)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()
         schedule.step()
-    return model.eval()
+        if val_interval and iteration % val_interval == 0:
+            scores[str(iteration)] = _accuracy(model, root)
+    model.eval()
+    return scores
 
 
 def _converted_accuracy(model: nn.Module, roots: Iterable[Path]) -> dict[str, float]:
     """Held-out accuracy as trained and, without further training, with iMHSA in its place."""
-    import timm
-
-    from mmivit.converters import convert
-
     models = {'mhsa': model}
     converted, _ = convert(model.state_dict(), attention='imhsa', target='timm')
     for landmarks in (7, 14):
-        imhsa = timm.create_model(f'ivit_{ARCH}', num_classes=5, landmarks=landmarks).eval()
+        imhsa = _classifier(0, landmarks=landmarks)
         imhsa.load_state_dict(converted, strict=False)
         models[f'imhsa, {landmarks}'] = imhsa
     return {
@@ -184,6 +210,7 @@ def _converted_accuracy(model: nn.Module, roots: Iterable[Path]) -> dict[str, fl
 
 @torch.no_grad()
 def _accuracy(model: nn.Module, root: Path) -> float:
+    model.eval()
     right = [
         (model(images).argmax(1) == labels)
         for images, labels in _loader(root, 'validation', training=False)
@@ -209,18 +236,23 @@ def _endless(loader: DataLoader) -> Iterable:
 
 
 def warm_start_tables(log: RunLog) -> str:
-    """Markdown: accuracy right after conversion, and mIoU by iteration; mean and spread."""
+    """Markdown: accuracy right after conversion, then scores by iteration; mean and spread."""
     pretrained = [r['accuracy'] for r in log.records if r['run'] == 'pretrain']
     lines = ['| attention, landmarks, image side | accuracy |', '|---|---:|']
     lines += [f'| {name} | {_spread(a[name] for a in pretrained)} |' for name in pretrained[0]]
-    runs = {name: [r['miou'] for r in log.records if r['run'] == name] for name, *_ in KINDS}
-    iterations = list(runs[KINDS[0][0]][0])
-    lines += ['', f'| start, landmarks | {" | ".join(iterations)} |']
-    lines.append('|---|' + '---:|' * len(iterations))
-    for name, scores in runs.items():
-        cells = ' | '.join(_spread(s[i] for s in scores) for i in iterations)
-        lines.append(f'| {name} | {cells} |')
+    for title, prefix, key in SCORES:
+        runs = _runs(log, prefix, key)
+        iterations = list(next(iter(runs.values()))[0])
+        lines += ['', f'| {title}: start, landmarks | {" | ".join(iterations)} |']
+        lines.append('|---|' + '---:|' * len(iterations))
+        for name, scores in runs.items():
+            cells = ' | '.join(_spread(s[i] for s in scores) for i in iterations)
+            lines.append(f'| {name} | {cells} |')
     return '\n'.join(lines)
+
+
+def _runs(log: RunLog, prefix: str, key: str) -> dict[str, list[dict[str, float]]]:
+    return {name: [r[key] for r in log.records if r['run'] == prefix + name] for name, *_ in KINDS}
 
 
 def _spread(values: Iterable[float]) -> str:
@@ -229,24 +261,26 @@ def _spread(values: Iterable[float]) -> str:
 
 
 def plot_warm_start(log: RunLog, path: Path) -> None:
-    """mIoU against iterations, a line per start with the range over seeds, as PNG."""
+    """Scores against iterations, a line per start with the range over seeds, as PNG."""
     import matplotlib
 
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(6.4, 4))
-    for (name, _, landmarks), colour in zip(KINDS, ('C0', 'C0', 'C1', 'C1')):
-        scores = [r['miou'] for r in log.records if r['run'] == name]
-        iterations = [int(i) for i in scores[0]]
-        columns = [[s[str(i)] for s in scores] for i in iterations]
-        style = '-' if landmarks == 7 else '--'
-        mean = [statistics.mean(column) for column in columns]
-        axes.plot(iterations, mean, style, color=colour, marker='o', label=f'{name} landmarks')
-        low, high = [min(c) for c in columns], [max(c) for c in columns]
-        axes.fill_between(iterations, low, high, color=colour, alpha=0.12, linewidth=0)
-    axes.set(xlabel='iteration', ylabel='held-out mIoU (%)', title='UperNet, iViT-Nano, iMHSA')
-    axes.grid(alpha=0.3)
-    axes.legend(title='mean and range over seeds')
-    figure.savefig(path, dpi=120, bbox_inches='tight')
+    figure, panels = plt.subplots(1, len(SCORES), figsize=(11, 4))
+    for axes, (title, prefix, key) in zip(panels, SCORES):
+        runs = _runs(log, prefix, key)
+        for (name, _, landmarks), colour in zip(KINDS, ('C0', 'C0', 'C1', 'C1')):
+            iterations = [int(i) for i in runs[name][0]]
+            columns = [[s[str(i)] for s in runs[name]] for i in iterations]
+            style = '-' if landmarks == 7 else '--'
+            mean = [statistics.mean(column) for column in columns]
+            axes.plot(iterations, mean, style, color=colour, marker='o', label=f'{name} landmarks')
+            low, high = [min(c) for c in columns], [max(c) for c in columns]
+            axes.fill_between(iterations, low, high, color=colour, alpha=0.12, linewidth=0)
+        axes.set(xlabel='iteration', ylabel=f'held-out {title}')
+        axes.grid(alpha=0.3)
+    panels[0].legend(title='mean and range over seeds')
+    figure.suptitle('iViT-Nano with iMHSA on drawn images')
+    figure.savefig(path, dpi=110, bbox_inches='tight')
     plt.close(figure)

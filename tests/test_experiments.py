@@ -9,7 +9,14 @@ from mmivit.experiments import KINDS, RunLog, WarmStartBudget, warm_start, warm_
 from tests.conftest import CONFIGS
 
 BUDGET = WarmStartBudget(
-    pretrain=1, pretrain_size=32, finetune=2, size=64, val_interval=1, images=16, held_out=4
+    pretrain=1,
+    pretrain_size=32,
+    continued=4,
+    finetune=2,
+    size=64,
+    val_interval=1,
+    images=16,
+    held_out=4,
 )
 CONFIG = CONFIGS / 'upernet_ivit_shapes.py'
 
@@ -30,7 +37,8 @@ def test_warm_start_goes_on_where_it_was_killed(tmp_path, monkeypatch):
     with pytest.raises(Killed):
         warm_start(tmp_path, CONFIG, [0], BUDGET)
     before = (tmp_path / 'runs.jsonl').read_text()
-    assert len(before.splitlines()) == 3  # the pretraining and two runs
+    # the pretraining, three classifiers and two segmentors
+    assert len(before.splitlines()) == 6
 
     def stands_for_training(config, folder, seed, backbone, budget):
         made.append(backbone)
@@ -47,6 +55,7 @@ def test_warm_start_goes_on_where_it_was_killed(tmp_path, monkeypatch):
     assert set(scores) == {'1', '2'}
     table = warm_start_tables(log)
     assert '| mhsa at 32 |' in table
+    assert '| accuracy (%), classification: start, landmarks | 1 | 2 | 3 | 4 |' in table
     assert '| warm start, 14 | 1.0 ± 0.0 | 2.0 ± 0.0 |' in table
     experiments.plot_warm_start(log, tmp_path / 'curve.png')
     assert (tmp_path / 'curve.png').read_bytes().startswith(b'\x89PNG')

@@ -19,11 +19,15 @@ def main() -> None:
     parser.add_argument('folder', type=Path, help='data, weights, runs.jsonl, curve.png')
     parser.add_argument('--seeds', type=int, nargs='+', default=(0, 1, 2))
     parser.add_argument('--pretrain', type=int, default=default.pretrain, help='iterations')
+    parser.add_argument('--continued', type=int, default=default.continued, help='iterations')
     parser.add_argument('--finetune', type=int, default=default.finetune, help='iterations')
     parser.add_argument('--val-interval', type=int, default=default.val_interval)
     args = parser.parse_args()
     budget = WarmStartBudget(
-        pretrain=args.pretrain, finetune=args.finetune, val_interval=args.val_interval
+        pretrain=args.pretrain,
+        continued=args.continued,
+        finetune=args.finetune,
+        val_interval=args.val_interval,
     )
     log = warm_start(args.folder, CONFIG, args.seeds, budget)
     print(warm_start_tables(log))
