@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import pickle
 import re
@@ -116,7 +117,8 @@ def _kind(path: str | Path, error: Exception) -> str:
     if not start:
         return 'an empty file'
     if start.startswith(b'PK'):
-        return f'an archive that is {"damaged" if zipfile.is_zipfile(path) else "cut short"}'
+        whole = zipfile.is_zipfile(path)
+        return 'a damaged archive, or one of something else' if whole else 'an archive cut short'
     if start.startswith(b'\x80'):
         return 'a damaged pickle, or one of something else than weights'
     if Path(path).suffix == '.safetensors':
@@ -147,10 +149,15 @@ def find_state_dict(checkpoint: dict) -> dict[str, Tensor]:
         CheckpointError: it holds none.
     """
     keys = ('state_dict_ema', 'model_ema', 'state_dict', 'model')
-    weights = next((checkpoint[key] for key in keys if checkpoint.get(key)), checkpoint)
-    if not isinstance(weights, dict) or not weights:
+    held = (checkpoint.get(key) for key in keys)
+    weights = next((value for value in held if isinstance(value, dict) and value), checkpoint)
+    if not weights:
         raise CheckpointError('it holds no weights')
-    strangers = [str(name) for name, value in weights.items() if not isinstance(value, Tensor)]
+    strangers = [
+        str(name)
+        for name, value in weights.items()
+        if not (isinstance(name, str) and _is_plain(value))
+    ]
     if strangers:
         raise CheckpointError(
             f'it holds no weights under {", ".join(keys)}, and not only weights otherwise: '
@@ -162,15 +169,26 @@ def find_state_dict(checkpoint: dict) -> dict[str, Tensor]:
     return weights
 
 
+def _is_plain(value: object) -> bool:
+    """Whether it is a tensor that holds its own numbers."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and not value.is_meta
+        and not value.is_quantized
+    )
+
+
 def write_checkpoint(
-    path: str | Path, state_dict: dict[str, Tensor], meta: dict[str, str], force: bool = False
+    path: str | Path, state_dict: dict[str, Tensor], meta: dict[str, object], force: bool = False
 ) -> None:
-    """Write weights and a few strings, whole or not at all.
+    """Write weights and what is to be known of them, whole or not at all.
 
     Args:
         path: where to; ``.safetensors`` writes that format, anything else torch's.
         state_dict: plain tensors.
-        meta: kept as ``meta`` (torch) or as the header's metadata (safetensors).
+        meta: plain values, kept as ``meta`` (torch) or as strings in the header (safetensors; what
+            is no string as JSON).
         force: replace an existing file.
 
     Raises:
@@ -187,7 +205,8 @@ def write_checkpoint(
             from safetensors.torch import save_file
 
             contiguous = {name: tensor.contiguous() for name, tensor in state_dict.items()}
-            save_file(contiguous, partial, metadata=meta)
+            texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in meta.items()}
+            save_file(contiguous, partial, metadata=texts)
         else:
             torch.save(dict(state_dict=state_dict, meta=meta), partial)
         partial.replace(path)

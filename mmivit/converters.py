@@ -101,7 +101,7 @@ def convert(
 
     Args:
         state_dict: names and tensors, without a checkpoint's other contents.
-        source: what they are, one of :data:`SOURCES`; told by the names if not given.
+        source: what to read them as, one of :data:`SOURCES`; told by the names if not given.
         arch: what the architecture must be; told by the shapes if not given.
         target: 'backbone' (bare names, for ``mmivit.IViT``) or 'timm' (for ``ivit_*``; the head
             is kept if there is one).
@@ -123,19 +123,23 @@ def convert(
         raise ValueError(f'source={source!r}: expected one of {tuple(SOURCES)}')
     if attention is not None and attention not in ATTENTIONS:
         raise ValueError(f'attention={attention!r}: expected one of {tuple(ATTENTIONS)}')
-    recognised = recognise(state_dict)
-    if source not in (None, recognised):
-        raise CheckpointError(f'this is not {source!r}: its names are those of {recognised!r}')
+    source = source or recognise(state_dict)
+    idle = [pattern for pattern in drop if not any(fnmatch(name, pattern) for name in state_dict)]
+    if idle:
+        raise CheckpointError(f'nothing is called {", ".join(idle)}, which was to be left out')
     state, dropped = {}, []
     for name, tensor in state_dict.items():
-        key = None if any(fnmatch(name, pattern) for pattern in drop) else SOURCES[recognised](name)
+        key = None if any(fnmatch(name, pattern) for pattern in drop) else SOURCES[source](name)
         if key is None or (key.startswith('head.') and target == 'backbone'):
             dropped.append(name)
         else:
             state[key] = tensor
-    shape = _read_shape(state, arch)
-    report = ConversionReport(recognised, target, _arch_name(shape), dropped=dropped)
-    expected = _expected(state, shape, attention, target, in_channels, recognised)
+    try:
+        shape = _read_shape(state, arch)
+        expected = _expected(state, shape, attention, target, in_channels, source)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise CheckpointError(f'this is no {source!r}: {type(error).__name__} {error}') from error
+    report = ConversionReport(source, target, _arch_name(shape), dropped=dropped)
     converted = {}
     for key, tensor in state.items():
         if key in expected:
@@ -144,7 +148,7 @@ def convert(
             if converted[key].shape != tensor.shape:
                 change = f'{tuple(tensor.shape)} -> {tuple(converted[key].shape)}'
                 report.reshaped[key] = change
-        elif _is_optional(key):  # the other task's norms, the other attention's interaction
+        elif is_optional(key):  # the other task's norms, the other attention's interaction
             report.dropped.append(key)
         else:
             report.unexpected.append(key)
@@ -155,9 +159,11 @@ def convert(
             f'{_listed(report.unexpected)}. Leave them out by name (drop, --drop) if they are '
             'not needed'
         )
-    built = sum(f'stages.{i}.blocks.0.norm1.weight' in state for i in range(NUM_STAGES))
-    later = tuple(f'stages.{i}.' for i in range(built, NUM_STAGES))  # as for out_indices=(1, 2)
-    lost = [key for key in report.missing if not (_is_optional(key) or key.startswith(later))]
+    later: tuple[str, ...] = ()
+    if target == 'backbone':  # whose last stages are not built for out_indices=(1, 2)
+        built = [i for i in range(NUM_STAGES) if any(k.startswith(f'stages.{i}.') for k in state)]
+        later = tuple(f'stages.{i}.' for i in range(max(built) + 1, NUM_STAGES))
+    lost = [key for key in report.missing if not (is_optional(key) or key.startswith(later))]
     if lost:
         raise CheckpointError(
             f'the weights are incomplete, {len(lost)} tensors of iViT {report.arch} are missing: '
@@ -259,7 +265,7 @@ def _read_shape(state: dict[str, Tensor], arch: str | None) -> dict:
         norm = state.get(f'stages.{i}.blocks.0.norm1.weight')
         if norm is None:
             break
-        depths.append(1 + max(int(match[1]) for match in blocks if match))
+        depths.append(len({match[1] for match in blocks if match}))
         widths.append(len(norm))
     found = (tuple(depths), tuple(widths))
     known = [read_arch(arch)] if arch else list(map(read_arch, ARCHITECTURES))
@@ -306,7 +312,7 @@ def _expected(
     with torch.device('meta'):
         model = IViT(
             shape,
-            in_channels=in_channels or state['stem.conv.weight'].shape[1],
+            in_channels=state['stem.conv.weight'].shape[1] if in_channels is None else in_channels,
             attention=attention,
             interaction='both' if any(name.endswith('_pre') for name in mixed) else 'post',
             head_dim=head_dim,
@@ -314,7 +320,8 @@ def _expected(
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if target == 'timm':
         expected = {name: s for name, s in expected.items() if not name.startswith('norm')}
-        expected |= {name: tuple(getattr(state.get(name), 'shape', ())) for name in HEAD}
+        # Any number of classes will do.
+        expected |= {name: tuple(state[name].shape) if name in state else () for name in HEAD}
     return expected
 
 
@@ -329,7 +336,7 @@ def _reshape(key: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     return tensor
 
 
-def _is_optional(key: str) -> bool:
+def is_optional(key: str) -> bool:
     """Whether a model without this tensor is whole: dense norms, interaction, the head."""
     return bool(re.match(r'norm\d\.|head\.|.*\.interaction', key))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlparse
@@ -20,7 +21,7 @@ from mmivit.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from mmivit.converters import ConversionReport, convert
+from mmivit.converters import ConversionReport, convert, is_optional
 from mmivit.models.attention import ATTENTIONS
 from mmivit.registry import WEIGHT_INITIALIZERS
 from mmivit.version import __version__
@@ -71,22 +72,21 @@ class PretrainedIViT:
 
 
 def _fitting(module: nn.Module, converted: dict[str, Tensor], report: ConversionReport) -> dict:
-    """What of the converted tensors the module has; all but later stages and norms must be."""
+    """What of the converted tensors the module has; whatever it must have is there, and fits."""
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in converted.items()}
     stages = tuple(f'stages.{i}.' for i in range(len(module.stages)))
     wrong = [
-        name
-        for name, tensor in converted.items()
-        if expected.get(name) != tuple(tensor.shape)
+        f'{name} is {found.get(name, "missing")}, expected {expected.get(name, "nothing")}'
+        for name in sorted(expected.keys() | found.keys())
+        if found.get(name) != expected.get(name)
+        # Initial values stand for what the source has not got; later stages may be left over.
+        and not (is_optional(name) and (name not in found or name not in expected))
         and (name in expected or name.startswith(stages))
     ]
-    missing = set(expected) - set(converted) - set(report.missing)
-    if wrong or missing:
-        depths = [len(stage.blocks) for stage in module.stages]
+    if wrong:
         raise CheckpointError(
-            f'the weights are of iViT {report.arch} and do not fit a backbone with depths {depths} '
-            f'and output widths {module.out_channels}; the first that differs is '
-            f'{sorted(wrong + list(missing))[0]}'
+            f'the weights are of iViT {report.arch} and do not fit this backbone: {wrong[0]}'
         )
     return {name: tensor for name, tensor in converted.items() if name in expected}
 
@@ -106,11 +106,17 @@ def _local(source: str | Path) -> Path:
     """A file's own path; of a URL that of its copy in torch's hub folder, downloaded once."""
     path = Path(source)
     if '://' in str(source):
-        path = Path(torch.hub.get_dir(), 'checkpoints', Path(urlparse(source).path).name)
+        name = Path(urlparse(str(source)).path).name
+        # Many a URL ends in model.safetensors: the copy's name tells them apart.
+        key = hashlib.sha256(str(source).encode()).hexdigest()[:HASH_LENGTH]
+        path = Path(torch.hub.get_dir(), 'checkpoints', f'{key}-{name}')
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
+            published = re.search(r'-([0-9a-f]{8})\.\w+$', name)
             try:
-                torch.hub.download_url_to_file(source, str(path))
+                torch.hub.download_url_to_file(
+                    str(source), str(path), hash_prefix=published and published[1]
+                )
             except (OSError, RuntimeError, ValueError) as error:
                 raise CheckpointError(f'it could not be downloaded ({error})') from error
     if not path.is_file():
@@ -123,9 +129,11 @@ def _fetch_from_timm(name: str) -> dict[str, Tensor]:
         import timm
     except ImportError as error:
         raise CheckpointError('timm is not installed: pip install timm') from error
-    if not timm.is_model(name):
-        near = ', '.join(timm.list_models('caformer*', pretrained=True))
-        raise CheckpointError(f'timm knows no model {name!r}; of those that convert: {near}')
+    convertible = timm.list_pretrained('caformer*')
+    if name not in convertible and name not in {tagged.split('.')[0] for tagged in convertible}:
+        raise CheckpointError(
+            f'timm has no weights {name!r} that convert; it has {", ".join(convertible)}'
+        )
     try:
         return timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:  # the hub's client raises its own, the network's and the system's
@@ -200,7 +208,8 @@ def publish(source: str | Path, destination: str | Path, force: bool = False) ->
     with naming(source):
         weights = find_state_dict(checkpoint)
     kept = ('dataset_meta', 'epoch', 'iter', 'mmengine_version')
-    meta = checkpoint.get('meta') or {}
+    meta = checkpoint.get('meta')
+    meta = meta if isinstance(meta, dict) else {}
     unnamed = destination.with_name(f'.{destination.name}.unnamed{destination.suffix}')
     write_checkpoint(unnamed, weights, {key: meta[key] for key in kept if key in meta}, force=True)
     try:

@@ -259,10 +259,39 @@ def test_what_does_not_fit_stops_the_conversion():
         convert({**state, 'stages.1.blocks.0.mlp.fc1.weight': torch.zeros(3, 3)})
     with pytest.raises(CheckpointError, match="expected those of 'tiny'"):
         convert(state, arch='tiny')
-    with pytest.raises(CheckpointError, match="not 'ivit'"):
-        convert(state, source='ivit')
+    with pytest.raises(CheckpointError, match="no 'openmmlab'"):
+        convert(state, source='openmmlab')
+    with pytest.raises(CheckpointError, match=r'nothing is called haed'):
+        convert(state, drop=['haed.*'])
+    with pytest.raises(CheckpointError, match=r'no .caformer.*in_channels=0'):
+        convert(state, in_channels=0)
     with pytest.raises(CheckpointError, match='no weights'):
         convert({})
+
+
+def test_a_stage_that_lost_its_first_norm_is_incomplete():
+    state = IViT('nano').state_dict()
+    del state['stages.3.blocks.0.norm1.weight']
+    with pytest.raises(CheckpointError, match='incomplete, 1 '):
+        convert(state)
+    shorter = {n: t for n, t in IViT('nano').state_dict().items() if 'stages.3' not in n}
+    with pytest.raises(CheckpointError, match='incomplete'):
+        convert(shorter, target='timm')
+
+
+@pytest.mark.parametrize(
+    ('name', 'tensor'),
+    [
+        ('stem.conv.weight', torch.zeros(3)),
+        ('stages.0.blocks.0.norm1.weight', torch.tensor(1.0)),
+        ('stages.2.blocks.0.token_mixer.interaction_q', torch.tensor(1.0)),
+        ('stages.0.blocks.100000000.norm1.weight', torch.zeros(32)),
+        ('stages.9.blocks.0.token_mixer.interaction_q', torch.zeros(3, 3)),
+    ],
+)
+def test_odd_tensors_are_errors_not_tracebacks(name, tensor):
+    with pytest.raises(CheckpointError):
+        convert({**{name: tensor}, **IViT('nano').state_dict(), **{name: tensor}})
 
 
 def test_every_source_is_recognised():

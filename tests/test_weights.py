@@ -11,7 +11,6 @@ import pytest
 import timm
 import torch
 from mmengine.runner.checkpoint import load_checkpoint
-from mmengine.utils import digit_version
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -152,6 +151,10 @@ BAD = {
         'a Swin',
     ),
     'cut.safetensors': (lambda: truncated(safe({'a': torch.ones(99)})), 'safetensors'),
+    'model.pth': (lambda: saved({'model': torch.ones(3)}), 'an unknown model'),
+    'names.pth': (lambda: saved({0: torch.ones(3)}), 'not only weights'),
+    'meta.pth': (lambda: saved({'a': torch.ones(3, device='meta')}), 'not only weights'),
+    'sparse.pth': (lambda: saved({'a': torch.ones(3).to_sparse()}), 'not only weights'),
     'noise.pth': (lambda: bytes(range(1, 200)), 'neither an archive'),
 }
 
@@ -171,8 +174,6 @@ def safe(content):
 @pytest.mark.parametrize('name', BAD)
 def test_bad_files_are_named_for_what_they_are(name, folder):
     make, message = BAD[name]
-    if 'safe to load' in message and digit_version(torch.__version__) < digit_version('2.6'):
-        message = 'not safe'
     (folder / name).write_bytes(make())
     with pytest.raises(CheckpointError, match=message) as error:
         convert_file(name, 'out.pth')
@@ -206,6 +207,25 @@ def test_a_backbone_starts_from_a_detectors(folder):
     assert equal(model.state_dict(), {n: source.state_dict()[n] for n in model.state_dict()})
 
 
+@pytest.mark.parametrize('source', ['post', 'both', None])
+@pytest.mark.parametrize('wanted', ['pre', 'post', 'both'])
+def test_any_interaction_starts_from_any(source, wanted, folder):
+    options = dict(interaction=source) if source else dict(attention='mhsa')
+    state = randomise(IViT('nano', **options)).state_dict()
+    torch.save(state, 'source.pth')
+    model = IViT('nano', interaction=wanted)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    PretrainedIViT('source.pth')(model)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, state.get(name, before[name])), name
+
+
+def test_heads_of_another_width_are_named(folder):
+    torch.save(IViT('nano', head_dim=16).state_dict(), 'narrow.pth')
+    with pytest.raises(CheckpointError, match=r'interaction_k is \(8, 8\), expected \(4, 4\)'):
+        PretrainedIViT('narrow.pth')(IViT('nano'))
+
+
 def test_weights_of_another_architecture_are_refused(folder):
     torch.save(IViT('tiny').state_dict(), 'tiny.pth')
     for arch in ('nano', 'small'):
@@ -221,8 +241,9 @@ def test_without_network_the_way_on_is_named(folder, monkeypatch):
         PretrainedIViT(f'timm://{name}')(IViT('tiny'))
     assert f'tools/convert_weights.py timm://{name} {name}.pth' in str(error.value)
     assert '--cfg-options model.backbone.init_cfg=None' in str(error.value)
-    with pytest.raises(CheckpointError, match=r"knows no model 'caformer'"):
-        fetch('timm://caformer')
+    for name in ('caformer', 'resnet50', 'ivit_nano', 'caformer_s18.foo'):
+        with pytest.raises(CheckpointError, match=rf"no weights '{name}' that convert"):
+            fetch(f'timm://{name}')
 
 
 def test_timms_weights_are_taken_from_timm(folder, monkeypatch):
@@ -252,6 +273,14 @@ def test_urls_are_downloaded_once(folder, monkeypatch):
     first = fetch(url)
     (served / 'nano.pth').unlink()
     assert equal(fetch(url), first)
+    # Another URL that ends alike is another file.
+    other = folder / 'other'
+    other.mkdir()
+    torch.save({'a': torch.ones(1)}, other / 'nano.pth')
+    assert set(fetch((other / 'nano.pth').as_uri())) == {'a'}
+    torch.save({'a': torch.ones(1)}, other / 'nano-00000000.pth')
+    with pytest.raises(CheckpointError, match='invalid hash'):
+        fetch((other / 'nano-00000000.pth').as_uri())
     with pytest.raises(CheckpointError, match='could not be downloaded'):
         fetch((served / 'other.pth').as_uri())
 
@@ -283,6 +312,8 @@ def test_publishing_strips_and_names(folder):
     load_checkpoint(IViT('nano'), str(written), revise_keys=[(r'^backbone\.', '')])
     with pytest.raises(FileExistsError):
         publish('epoch_3.pth', 'out/mask_rcnn.pth')
+    with safe_open(publish('epoch_3.pth', 'safe.safetensors'), 'pt') as file:
+        assert file.metadata()['dataset_meta'] == '{"classes": ["a", "b"]}'
     assert publish('epoch_3.pth', 'out/mask_rcnn.pth', force=True) == written
 
 

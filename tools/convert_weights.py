@@ -23,7 +23,11 @@ def main() -> None:
     parser.add_argument('--attention', choices=ATTENTIONS, help="SRC's own by default")
     parser.add_argument('--in-channels', type=int, help="of the image; SRC's own by default")
     parser.add_argument(
-        '--drop', nargs='+', default=(), metavar='PATTERN', help='names of SRC to leave out'
+        '--drop',
+        action='append',
+        default=[],
+        metavar='PATTERN',
+        help='names of SRC to leave out; may be given several times',
     )
     parser.add_argument('--dry-run', action='store_true', help='report, and write nothing')
     parser.add_argument('--force', action='store_true', help='replace DST')
