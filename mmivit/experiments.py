@@ -280,7 +280,7 @@ def plot_warm_start(log: RunLog, path: Path) -> None:
             axes.fill_between(iterations, low, high, color=colour, alpha=0.12, linewidth=0)
         axes.set(xlabel='iteration', ylabel=f'held-out {title}')
         axes.grid(alpha=0.3)
-    panels[0].legend(title='mean and range over seeds')
+    panels[-1].legend(title='mean and range over seeds', loc='upper left')
     figure.suptitle('iViT-Nano with iMHSA on drawn images')
     figure.savefig(path, dpi=110, bbox_inches='tight')
     plt.close(figure)
