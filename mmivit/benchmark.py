@@ -201,12 +201,14 @@ def _step(module: nn.Module, x: Tensor, training: bool) -> Callable[[], object]:
 
         @torch.no_grad()
         def forward() -> object:
-            return module.eval()(x)
+            module.eval()  # mmdet's return None
+            return module(x)
 
         return forward
 
     def step() -> None:
-        outputs = module.train()(x)
+        module.train()
+        outputs = module(x)
         outputs = outputs if isinstance(outputs, (tuple, list)) else [outputs]
         sum(output.float().square().mean() for output in outputs).backward()
 
