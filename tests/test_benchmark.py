@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mmivit import benchmark
-from mmivit.models import build_attention
+from mmivit.models import IViT, build_attention
 
 
 @pytest.fixture
@@ -69,6 +69,33 @@ def test_the_floor_replays_products_and_convolutions_alone(monkeypatch):
         'convolution',
         'addmm',
     ]
+
+
+def test_backbones_are_timed(quick, monkeypatch):
+    class LikeMmdet(nn.Conv2d):
+        def train(self, mode=True):
+            super().train(mode)  # and, as mmdet's, returns nothing
+
+    def two(device):
+        return {'iViT-T': IViT('nano'), 'Swin-T': LikeMmdet(3, 4, 4, stride=4)}
+
+    monkeypatch.setattr(benchmark, 'backbones', two)
+    monkeypatch.setattr(benchmark, 'IViT', lambda arch, **options: IViT('nano', **options))
+    rows = benchmark.benchmark_backbones(sizes=((64, 96),))
+    found = {(row['model'], row['mode']) for row in rows}
+    assert found == {
+        ('iViT-T', 'inference'),
+        ('Swin-T', 'inference'),
+        ('floor', 'inference'),
+        ('iViT-T', 'training'),
+        ('Swin-T', 'training'),
+        ('iViT-T, with_cp', 'training'),
+    }
+    for row in rows:
+        assert row['images_per_second'] == pytest.approx(row['batch'] / row['seconds'])
+        assert (row['peak_bytes'] is None) == (row['mode'] == 'inference')
+    peak = {row['model']: row['peak_bytes'] for row in rows if row['mode'] == 'training'}
+    assert peak['iViT-T, with_cp'] < peak['iViT-T']
 
 
 def test_a_line_per_goal():
