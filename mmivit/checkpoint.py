@@ -161,7 +161,7 @@ def find_state_dict(checkpoint: dict) -> dict[str, Tensor]:
     if strangers:
         raise CheckpointError(
             f'it holds no weights under {", ".join(keys)}, and not only weights otherwise: '
-            f'{_listed(strangers)}'
+            f'{listed(strangers)}'
         )
     for prefix in ('module.', '_orig_mod.'):  # DDP's, torch.compile's
         if all(name.startswith(prefix) for name in weights):
@@ -275,8 +275,8 @@ def report_loading(module: nn.Module, state_dict: dict[str, Tensor], prefix: str
         # A loader hands a sub-module only what begins with its name: often nothing at all.
         raise CheckpointError(
             f'{name}: none of the loaded tensors fits any of its {len(expected)}.\n'
-            f'  found:    {_listed(list(state_dict)) or f"none that begins with {prefix!r}"}\n'
-            f'  expected: {_listed([prefix + key for key in expected])}\n'
+            f'  found:    {listed(list(state_dict)) or f"none that begins with {prefix!r}"}\n'
+            f'  expected: {listed([prefix + key for key in expected])}\n'
             '  Is this a checkpoint of another model, or of a part of one?'
         )
     reshaped = [
@@ -290,11 +290,12 @@ def report_loading(module: nn.Module, state_dict: dict[str, Tensor], prefix: str
         'of another shape': [prefix + line for line in reshaped],
     }
     lines = [f'{name}: {len(matched)} of {len(expected)} tensors found']
-    lines += [f'  {len(keys)} {what}: {_listed(keys)}' for what, keys in problems.items() if keys]
+    lines += [f'  {len(keys)} {what}: {listed(keys)}' for what, keys in problems.items() if keys]
     level = logging.INFO if len(lines) == 1 else logging.WARNING
     print_log('\n'.join(lines), logger='current', level=level)
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
+    """The first of many names, and how many more there are, for an error or a log."""
     more = len(names) - MAX_LISTED
     return ', '.join(names[:MAX_LISTED]) + (f' and {more} more' if more > 0 else '')

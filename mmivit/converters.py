@@ -16,7 +16,7 @@ from fnmatch import fnmatch
 import torch
 from torch import Tensor
 
-from mmivit.checkpoint import CheckpointError
+from mmivit.checkpoint import CheckpointError, listed
 from mmivit.models.attention import ATTENTIONS
 from mmivit.models.ivit import ARCHITECTURES, ATTENTION_STAGES, NUM_STAGES, IViT, read_arch
 
@@ -156,7 +156,7 @@ def convert(
     if report.unexpected:
         raise CheckpointError(
             f'{len(report.unexpected)} tensors have no place in an iViT: '
-            f'{_listed(report.unexpected)}. Leave them out by name (drop, --drop) if they are '
+            f'{listed(report.unexpected)}. Leave them out by name (drop, --drop) if they are '
             'not needed'
         )
     later: tuple[str, ...] = ()
@@ -167,7 +167,7 @@ def convert(
     if lost:
         raise CheckpointError(
             f'the weights are incomplete, {len(lost)} tensors of iViT {report.arch} are missing: '
-            f'{_listed(lost)}'
+            f'{listed(lost)}'
         )
     return converted, report
 
@@ -339,8 +339,3 @@ def _reshape(key: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
 def is_optional(key: str) -> bool:
     """Whether a model without this tensor is whole: dense norms, interaction, the head."""
     return bool(re.match(r'norm\d\.|head\.|.*\.interaction', key))
-
-
-def _listed(names: list[str]) -> str:
-    more = f' and {len(names) - MAX_ROWS} more' if len(names) > MAX_ROWS else ''
-    return ', '.join(names[:MAX_ROWS]) + more
