@@ -72,7 +72,7 @@ class ConversionReport:
         """A table for people: counts, and the names except those that simply match."""
         rows = [f'{self.source} -> {self.target}, iViT {self.arch}']
         reshaped = [f'{name}: {change}' for name, change in self.reshaped.items()]
-        for what, names, listed in (
+        for what, names, shown in (
             ('matched', self.matched, False),
             ('reshaped', reshaped, True),
             ('missing', self.missing, True),
@@ -80,7 +80,7 @@ class ConversionReport:
             ('left out', self.dropped, True),
         ):
             rows.append(f'  {what:<11}{len(names):>5}')
-            if listed:
+            if shown:
                 rows += [f'             {name}' for name in names[:MAX_ROWS]]
                 if len(names) > MAX_ROWS:
                     rows.append(f'             and {len(names) - MAX_ROWS} more')
