@@ -48,7 +48,7 @@ def test_pieces_do_not_change_the_result(monkeypatch):
     model, image = IViT('nano').eval(), torch.randn(2, 3, 130, 170)
     whole = model(image)  # with gradients nothing is split
     splits = []
-    monkeypatch.setattr('mmivit.models.ivit.PIECE', 3000)
+    monkeypatch.setattr('mmivit.models.memory.PIECE', 3000)
     monkeypatch.setattr(
         'mmivit.models.ivit.torch.cat',
         lambda pieces, dim: splits.append(len(pieces)) or TORCH_CAT(pieces, dim),

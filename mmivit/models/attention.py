@@ -23,7 +23,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+
+from mmivit.models.memory import in_pieces, is_lean, recompute
 
 INTERACTIONS = ('pre', 'post', 'both')
 
@@ -31,9 +32,9 @@ INTERACTIONS = ('pre', 'post', 'both')
 def pool_landmarks(x: Tensor, landmarks: int) -> Tensor:
     """Average a token grid over blocks: the values of ``adaptive_avg_pool2d``, channels last.
 
-    Two small averaging matrices do the work, because adaptive pooling's backward is not
-    deterministic on CUDA and does not export with dynamic sizes. A grid side shorter than
-    ``landmarks`` is kept as it is.
+    Two small averaging matrices do the work where gradients or graphs are made, because adaptive
+    pooling's backward is not deterministic on CUDA and it does not export with dynamic sizes. A
+    grid side shorter than ``landmarks`` is kept as it is.
 
     Args:
         x: tokens, (B, H, W, C).
@@ -43,6 +44,9 @@ def pool_landmarks(x: Tensor, landmarks: int) -> Tensor:
         (B, min(g, H), min(g, W), C).
     """
     _, height, width, channels = x.shape
+    if not torch.jit.is_scripting() and is_lean(x):
+        size = (min(landmarks, height), min(landmarks, width))
+        return F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
     rows = _averaging_matrix(height, min(landmarks, height), x)  # (g_h, H)
     columns = _averaging_matrix(width, min(landmarks, width), x)  # (g_w, W)
     x = columns @ x  # (g_w, W) @ (B, H, W, C) -> (B, H, g_w, C)
@@ -78,7 +82,12 @@ def mix_heads(weight: Tensor, maps: Tensor) -> Tensor:
 
 
 def softmax(logits: Tensor, dim: int) -> Tensor:
-    """Softmax over an axis, computed in fp32 or better, returned in the logits' dtype."""
+    """Softmax over an axis, computed in fp32 or better, returned in the logits' dtype.
+
+    At inference on a CPU it takes the place of the logits in memory.
+    """
+    if not torch.jit.is_scripting() and is_lean(logits):
+        return torch.softmax(logits, dim, out=logits)  # torch computes bf16 in fp32 by itself
     dtype = torch.promote_types(logits.dtype, torch.float32)
     return logits.softmax(dim, dtype=dtype).to(logits.dtype)
 
@@ -243,21 +252,31 @@ class IMHSA(_Interaction, DecomposedMHSA):
         scale = q.shape[-1] ** -0.5  # applied to the landmarks, the smaller factor
         inputs = (q, k, v, q_landmarks * scale, k_landmarks * scale)
         if self.training and not torch.jit.is_scripting():
-            # Four maps of N x L would be kept for the backward pass; remaking them is cheap.
-            return checkpoint(self._attend, *inputs, use_reentrant=False, preserve_rng_state=False)
+            return recompute(self._attend, *inputs)  # else four maps of N x L would be kept
         return self._attend(*inputs)
 
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, q_landmarks: Tensor, k_landmarks: Tensor
     ) -> Tensor:
         """Y = A_Q' (A_K' V), with both maps as (B, h, L, N): long rows suit softmax and bmm."""
-        # A_K' = I_K(softmax(q K^T / sqrt d))
+        # A_K' V = I_K(softmax(q K^T / sqrt d)) V
         logits = q_landmarks @ k.transpose(-2, -1)
         attn_k = self._interact(logits, self.interaction_k, self.interaction_k_pre, -1)
-        # A_Q'^T = I_Q(softmax(k Q^T / sqrt d)); the softmax is over landmarks here too
-        logits = k_landmarks @ q.transpose(-2, -1)
+        summary = attn_k @ v  # (B, h, L, d)
+        q = q.transpose(1, 2)  # (B, N, h, d)
+        if torch.jit.is_scripting():
+            y = self._read(q, k_landmarks, summary)
+        else:
+            width = self.num_heads * k_landmarks.shape[2]
+            y = in_pieces(self._read, q, width, k_landmarks, summary)
+        return y.transpose(1, 2)  # (B, h, N, d)
+
+    def _read(self, q: Tensor, k_landmarks: Tensor, summary: Tensor) -> Tensor:
+        """A_Q' (A_K' V) for some of the queries. (B, n, h, d) -> same."""
+        # A_Q'^T = I_Q(softmax(k Q^T / sqrt d)), (B, h, L, n): the softmax is over landmarks
+        logits = k_landmarks @ q.permute(0, 2, 3, 1)
         attn_q = self._interact(logits, self.interaction_q, self.interaction_q_pre, -2)
-        return attn_q.transpose(-2, -1) @ (attn_k @ v)  # (B, h, N, L) @ (B, h, L, d)
+        return (attn_q.transpose(-2, -1) @ summary).transpose(1, 2)
 
 
 ATTENTIONS = {

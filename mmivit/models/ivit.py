@@ -12,16 +12,18 @@ norms need no permutes, and a permuted view is what convolutions call a channels
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from mmivit.checkpoint import report_loading
 from mmivit.models.attention import DecomposedMHSA, build_attention
+from mmivit.models.memory import in_pieces, is_eager, recompute
 from mmivit.registry import MODELS
 
 ARCHITECTURES = {
@@ -34,30 +36,31 @@ ARCHITECTURES = {
 NUM_STAGES = 4
 OUTPUT_STRIDES = (8, 16, 32)
 ATTENTION_STAGES = (2, 3)  # the deeper half, counted from 0
-PIECE = 2**18  # elements of a temporary that stays in a CPU's cache, 1 MiB in fp32
 MIN_INPUT = 31  # pixels; the stem then leaves 8 x 8 tokens and stage 4 one
 
 
-def in_pieces(function: Callable[[Tensor], Tensor], x: Tensor, width: int) -> Tensor:
-    """``function(x)`` of a token-wise function; at inference on a CPU, some rows at a time.
+def squared_relu(x: Tensor) -> Tensor:
+    """relu(x)^2."""
+    if torch.jit.is_scripting() or not (torch.is_grad_enabled() and is_eager(x)):
+        return F.relu(x).square()
+    return _SquaredReLU.apply(x)
 
-    Large temporaries cost a CPU more than the arithmetic on them: their pages are mapped afresh
-    each time, and every operation passes through memory. Training keeps its temporaries anyway.
 
-    Args:
-        function: (B, H, W, C) -> (B, H, W, C'), each token by itself.
-        x: its argument.
-        width: channels of the function's widest temporary.
-    """
-    # Symbolic tensors (fx, export) and tracers must see the plain graph.
-    plain = type(x) is Tensor and not torch.jit.is_tracing() and not torch.compiler.is_compiling()
-    if torch.is_grad_enabled() or not plain or x.device.type != 'cpu':
-        return function(x)
-    batch, height, columns, _ = x.shape
-    rows = max(1, PIECE // max(1, batch * columns * width))
-    if height <= rows:
-        return function(x)
-    return torch.cat([function(piece) for piece in x.split(rows, 1)], 1)
+class _SquaredReLU(torch.autograd.Function):
+    """relu(x)^2 that keeps x alone, and passes over memory half as often as autograd's own."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        y = x.clamp_min(0)
+        return y.mul_(y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        y = x.clamp_min(0)
+        return torch.addcmul(y.new_zeros(()), y, grad, value=2, out=y)
 
 
 class StarReLU(nn.Module):
@@ -69,8 +72,7 @@ class StarReLU(nn.Module):
         self.bias = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(x)
-        return torch.addcmul(self.bias, self.scale * x, x)
+        return torch.addcmul(self.bias, self.scale, squared_relu(x))
 
 
 class DropPath(nn.Module):
@@ -115,15 +117,21 @@ class SepConv(nn.Module):
         self.pwconv2 = nn.Linear(2 * dim, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.jit.is_scripting():
-            x = self._expand(x)
+        if self.training and not torch.jit.is_scripting():
+            x = recompute(self._mix_tokens, self.pwconv1(x))
+        elif torch.jit.is_scripting():
+            x = self.dwconv(self._expand(x))
         else:
-            x = in_pieces(self._expand, x, self.pwconv1.out_features)
-        return self.pwconv2(self.dwconv(x))
+            x = self.dwconv(in_pieces(self._expand, x, x.shape[2] * self.pwconv1.out_features))
+        return self.pwconv2(x)
 
     def _expand(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, 2 C)."""
         return self.act1(self.pwconv1(x))
+
+    def _mix_tokens(self, hidden: Tensor) -> Tensor:
+        """(B, H, W, 2 C) -> same, what follows the first linear layer."""
+        return self.dwconv(self.act1(hidden))
 
 
 class Mlp(nn.Module):
@@ -136,11 +144,19 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(4 * dim, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        # fc2(s r^2 + b) = (s W) r^2 + b W 1 for r = relu(fc1(x)): scalars go into the weights, of
+        hidden = self.fc1(x)
+        if self.training and not torch.jit.is_scripting():
+            return recompute(self._contract, hidden)
+        return self._contract(hidden)
+
+    def _contract(self, hidden: Tensor) -> Tensor:
+        """fc2(act(hidden)), (B, H, W, 4 C) -> (B, H, W, C)."""
+        # fc2(s r^2 + b) = (s W) r^2 + b W 1 for r = relu(hidden): scalars go into the weights, of
         # which there are far fewer than activations.
         weight = self.fc2.weight
-        squared = F.relu(self.fc1(x)).square()
-        return F.linear(squared, self.act.scale * weight, self.act.bias * weight.sum(1))
+        return F.linear(
+            squared_relu(hidden), self.act.scale * weight, self.act.bias * weight.sum(1)
+        )
 
 
 class Block(nn.Module):
@@ -167,7 +183,7 @@ class Block(nn.Module):
         x = _add_residual(self.drop_path(self.token_mixer(self.norm1(x))), x, self.res_scale1)
         if torch.jit.is_scripting():
             return self._mix_channels(x)
-        return in_pieces(self._mix_channels, x, self.mlp.fc1.out_features)
+        return in_pieces(self._mix_channels, x, x.shape[2] * self.mlp.fc1.out_features)
 
     def _mix_channels(self, x: Tensor) -> Tensor:
         return _add_residual(self.drop_path(self.mlp(self.norm2(x))), x, self.res_scale2)
