@@ -80,26 +80,53 @@ def config_cost(cfg: Config, size: tuple[int, int] | None = None, **options) -> 
     Raises:
         ValueError: the config's default_scope is neither mmdet nor mmseg.
     """
-    scope = cfg.get('default_scope')
-    if scope not in SIZES:
-        raise ValueError(f'default_scope is {scope!r}; it must be one of {", ".join(SIZES)}')
-    size = size or SIZES[scope]
-    device = 'cpu' if scope == 'mmdet' else 'meta'
-    settings = copy.deepcopy(cfg.model)
-    settings.backbone.update(options)
+    size = size or SIZES[_scope(cfg)]
+    device = 'cpu' if _scope(cfg) == 'mmdet' else 'meta'
+    cfg = copy.deepcopy(cfg)
+    cfg.model.backbone.update(options)
+    return count_cost(*build_pass(cfg, size, device))
+
+
+def build_pass(
+    cfg: Config, size: tuple[int, int], device: str
+) -> tuple[nn.Module, Callable[[], object]]:
+    """A config's whole model, in evaluation mode with random weights, and a forward pass of it.
+
+    Args:
+        cfg: a config of mmdet or mmseg.
+        size: height and width of the one random image, pixels.
+        device: where both are made.
+
+    Raises:
+        ValueError: the config's default_scope is neither mmdet nor mmseg.
+    """
+    scope = _scope(cfg)
     with (
         torch.random.fork_rng(devices=[]),
         torch.device(device),
         DefaultScope.overwrite_default_scope(scope),
     ):
         torch.manual_seed(0)
-        model = revert_sync_batchnorm(MODELS.build(settings))
+        model = revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model)))
         image = torch.rand(1, 3, *size)
-        arguments = (image,)
-        if scope == 'mmdet':
-            from mmdet.structures import DetDataSample
+    arguments = (image,)
+    if scope == 'mmdet':
+        from mmdet.structures import DetDataSample
 
-            shapes = ('img_shape', 'pad_shape', 'batch_input_shape', 'ori_shape')
-            metainfo = dict.fromkeys(shapes, size)
-            arguments += ([DetDataSample(metainfo={**metainfo, 'scale_factor': (1.0, 1.0)})],)
-        return count_cost(model, lambda: model(*arguments, mode='tensor'))
+        shapes = ('img_shape', 'pad_shape', 'batch_input_shape', 'ori_shape')
+        metainfo = dict.fromkeys(shapes, size)
+        arguments += ([DetDataSample(metainfo={**metainfo, 'scale_factor': (1.0, 1.0)})],)
+
+    def forward() -> object:
+        with torch.device(device), DefaultScope.overwrite_default_scope(scope):
+            return model(*arguments, mode='tensor')
+
+    model.eval()
+    return model, forward
+
+
+def _scope(cfg: Config) -> str:
+    scope = cfg.get('default_scope')
+    if scope not in SIZES:
+        raise ValueError(f'default_scope is {scope!r}; it must be one of {", ".join(SIZES)}')
+    return scope

@@ -31,9 +31,7 @@ def formula(arch, size, attention):
             else:
                 g_h, g_w = min(LANDMARKS, height), min(LANDMARKS, width)
                 marks = g_h * g_w
-                # Pooling as two matrix products, then q and k of the landmarks.
-                mixer += height * g_w * width * dim + g_h * height * g_w * dim
-                mixer += marks * dim * 2 * dim
+                mixer += marks * dim * 2 * dim  # q and k of the landmarks
                 mixer += 4 * heads * tokens * marks * d  # two maps, and their two products
             if attention == 'interactive':
                 mixer += heads * heads * tokens * tokens

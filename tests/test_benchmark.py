@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from torch import nn
 
 from mmivit import benchmark
 from mmivit.models import IViT, build_attention
+
+CONFIGS = Path(__file__).parents[1] / 'configs'
 
 
 @pytest.fixture
@@ -76,17 +79,20 @@ def test_backbones_are_timed(quick, monkeypatch):
         def train(self, mode=True):
             super().train(mode)  # and, as mmdet's, returns nothing
 
-    def two(device):
+    def two(device, size):
         return {'iViT-T': IViT('nano'), 'Swin-T': LikeMmdet(3, 4, 4, stride=4)}
 
     monkeypatch.setattr(benchmark, 'backbones', two)
     monkeypatch.setattr(benchmark, 'IViT', lambda arch, **options: IViT('nano', **options))
+    monkeypatch.setattr(benchmark, 'BF16_SIZE', (64, 96))
+    monkeypatch.setattr(benchmark, 'has_bf16', lambda device: True)
     rows = benchmark.benchmark_backbones(sizes=((64, 96),))
     found = {(row['model'], row['mode']) for row in rows}
     assert found == {
         ('iViT-T', 'inference'),
         ('Swin-T', 'inference'),
         ('floor', 'inference'),
+        ('iViT-T, bf16', 'inference'),
         ('iViT-T', 'training'),
         ('Swin-T', 'training'),
         ('iViT-T, with_cp', 'training'),
@@ -94,8 +100,25 @@ def test_backbones_are_timed(quick, monkeypatch):
     for row in rows:
         assert row['images_per_second'] == pytest.approx(row['batch'] / row['seconds'])
         assert (row['peak_bytes'] is None) == (row['mode'] == 'inference')
+        assert (row['relative_error'] is None) == (row['model'] != 'iViT-T, bf16')
+        assert row['relative_error'] is None or 1e-4 < row['relative_error'] < 0.1
     peak = {row['model']: row['peak_bytes'] for row in rows if row['mode'] == 'training'}
     assert peak['iViT-T, with_cp'] < peak['iViT-T']
+
+
+def test_peers_are_of_the_same_size():
+    models = benchmark.backbones('cpu').values()
+    ours, *theirs = (sum(p.numel() for p in model.parameters()) for model in models)
+    assert len(theirs) == 5
+    assert all(0.8 * ours < count < 1.4 * ours for count in theirs)
+
+
+def test_whole_models_are_timed_with_either_backbone(quick, monkeypatch):
+    small = {name: (config, (64, 64)) for name, (config, _) in benchmark.WHOLE.items()}
+    monkeypatch.setattr(benchmark, 'WHOLE', small)
+    rows = benchmark.benchmark_whole(CONFIGS)
+    found = {(row['mode'], row['model']) for row in rows}
+    assert found == {(mode, model) for mode in small for model in ('iViT-T', 'Swin-T')}
 
 
 def test_a_line_per_goal():

@@ -41,7 +41,7 @@ MIN_INPUT = 31  # pixels; the stem then leaves 8 x 8 tokens and stage 4 one
 
 def squared_relu(x: Tensor) -> Tensor:
     """relu(x)^2."""
-    if torch.jit.is_scripting() or not (torch.is_grad_enabled() and is_eager(x)):
+    if torch.jit.is_scripting() or not is_eager(x):
         return F.relu(x).square()
     return _SquaredReLU.apply(x)
 

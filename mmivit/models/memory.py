@@ -22,8 +22,11 @@ def is_eager(x: Tensor) -> bool:
 
 @torch.jit.unused
 def is_lean(x: Tensor) -> bool:
-    """Whether memory is worth saving: inference on a CPU, outside tracers."""
-    return not torch.is_grad_enabled() and is_eager(x) and x.device.type == 'cpu'
+    """Whether memory is worth saving: inference on a CPU, outside tracers.
+
+    The meta device, on which costs are counted, stands for a CPU.
+    """
+    return not torch.is_grad_enabled() and is_eager(x) and x.device.type in ('cpu', 'meta')
 
 
 def in_pieces(function: Callable[..., Tensor], x: Tensor, width: int, *others: Tensor) -> Tensor:
