@@ -38,7 +38,7 @@ WHOLE = {  # config, its size in pixels
     'Mask R-CNN': ('mask_rcnn_ivit.py', (800, 1344)),
     'UperNet': ('upernet_ivit.py', (512, 512)),
 }
-ROUNDS, SECONDS = 15, 20.0  # of a comparison: at most, and about as long; three rounds at least
+ROUNDS, SECONDS = 100, 20.0  # of a comparison: at most, and about as long; three rounds at least
 
 
 def machine(device: str) -> dict[str, str]:

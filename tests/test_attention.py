@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmivit.models import IMHSA, DecomposedMHSA, InteractiveMHSA, build_attention
-from mmivit.models.attention import ATTENTIONS, pool_landmarks
+from mmivit.models.attention import ATTENTIONS, INTERACTIONS, pool_landmarks
 
 KINDS = tuple(ATTENTIONS)
 LINEAR = ('decomposed', 'imhsa')
@@ -278,6 +278,23 @@ def test_the_core_keeps_no_map_for_the_backward_pass(kind):
     assert sum(kept.values()) <= (3.3 if kind == 'imhsa' else 4.4) * tokens
     y.sum().backward()
     assert all(t.grad is not None for t in (q, k, v))
+
+
+@pytest.mark.parametrize('interaction', INTERACTIONS)
+@pytest.mark.parametrize('kind', KINDS)
+def test_inference_without_gradients_computes_the_same(kind, interaction, monkeypatch):
+    """In place, in pieces, with the library's pooling; and nothing given is written to."""
+    module, x = make(kind, interaction=interaction).eval(), torch.randn(2, 9, 11, 24).double()
+    expected, before = module(x), x.clone()
+    q, k, v = module._split_heads(module.qkv(x))
+    copies = [t.clone() for t in (q, k, v)]
+    for piece in (2**20, 2 * 3 * 49 * 10):
+        monkeypatch.setattr('mmivit.models.memory.PIECE', piece)
+        with torch.no_grad():
+            torch.testing.assert_close(module(x), expected, rtol=0, atol=1e-12)
+            module.attend(x, q, k, v)
+    assert torch.equal(x, before)
+    assert all(torch.equal(t, copy) for t, copy in zip((q, k, v), copies))
 
 
 def test_training_and_evaluation_compute_the_same():

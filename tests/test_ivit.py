@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from mmivit.benchmark import saved_bytes
 from mmivit.models import IViT
-from mmivit.models.ivit import ARCHITECTURES, Block, DropPath, Mlp
+from mmivit.models.ivit import ARCHITECTURES, Block, DropPath, Mlp, SepConv, squared_relu
 
 TORCH_CAT = torch.cat
 
@@ -58,6 +59,23 @@ def test_pieces_do_not_change_the_result(monkeypatch):
     assert max(splits) > 10
     for one, other in zip(whole, pieces):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_squared_relu_and_its_gradient():
+    x = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(squared_relu(x), x.relu() ** 2)
+    assert torch.autograd.gradcheck(squared_relu, x)
+
+
+@pytest.mark.parametrize('mixer', ['convolution', 'mlp'])
+def test_training_keeps_what_linear_layers_made_and_no_more(mixer):
+    """Of the hidden activations only those before the StarReLU; what follows is remade."""
+    x = torch.randn(2, 16, 16, 32)
+    module = (SepConv(32) if mixer == 'convolution' else Mlp(32)).train()
+    tokens = x.numel() * x.element_size()
+    saved = saved_bytes(lambda: module(x), [x, *module.parameters()])
+    # Hidden activations are 2 or 4 times the tokens; the convolution's output is kept too.
+    assert saved == pytest.approx(4 * tokens, rel=0.01)
 
 
 @pytest.mark.parametrize('index', [1, 2])

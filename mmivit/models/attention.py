@@ -259,14 +259,11 @@ class IMHSA(_Interaction, DecomposedMHSA):
         self, q: Tensor, k: Tensor, v: Tensor, q_landmarks: Tensor, k_landmarks: Tensor
     ) -> Tensor:
         """Y = A_Q' (A_K' V), with both maps as (B, h, L, N): long rows suit softmax and bmm."""
-        # A_K' V = I_K(softmax(q K^T / sqrt d)) V, (B, h, L, d); the map is not named, so it is
-        # freed before the next one is made.
-        summary = (
-            self._interact(
-                q_landmarks @ k.transpose(-2, -1), self.interaction_k, self.interaction_k_pre, -1
-            )
-            @ v
-        )
+        # A_K' = I_K(softmax(q K^T / sqrt d))
+        logits = q_landmarks @ k.transpose(-2, -1)
+        attn_k = self._interact(logits, self.interaction_k, self.interaction_k_pre, -1)
+        summary = attn_k @ v  # (B, h, L, d)
+        del logits, attn_k  # their memory serves the next map
         q = q.transpose(1, 2)  # (B, N, h, d)
         if torch.jit.is_scripting():
             y = self._read(q, k_landmarks, summary)
