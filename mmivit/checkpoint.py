@@ -220,6 +220,14 @@ def check_absent(path: str | Path, force: bool) -> None:
         raise FileExistsError(f'{path} exists; name another file, or replace it with --force')
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file, with the folders it needs, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f'.{path.name}.partial')
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
 class _SafePickle:
     """A ``pickle_module`` for torch before 2.6 that knows tensors and :func:`_allowed` only."""
 

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mmivit.checkpoint import read_checkpoint
+from mmivit.checkpoint import read_checkpoint, write_whole
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
 MAX_LOGITS = 2**27  # elements, half a GiB in fp32; more are never held at once
@@ -120,7 +120,7 @@ def predict(
         record = dict(image=str(path), width=width, height=height, **record)
         contents = [_jpeg(picture), json.dumps(record, indent=1).encode(), *label_map]
         for target, content in zip(paths, contents):
-            _write(target, content)
+            write_whole(target, content)
         report.written.append(path)
     return report
 
@@ -364,10 +364,3 @@ def _targets(out: Path, name: Path, segments: bool) -> tuple[Path, ...]:
 
 def _jpeg(picture: np.ndarray) -> bytes:
     return cv2.imencode('.jpg', mmcv.rgb2bgr(picture))[1].tobytes()
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'.{path.name}.partial')
-    partial.write_bytes(content)
-    partial.replace(path)

@@ -1,0 +1,224 @@
+"""What attention heads attend to, and how different they are, for any model with our attentions.
+
+The effective map of a head is the N x N matrix that multiplies its values: softmax(Q K^T / sqrt d)
+in (a), A_Q A_K in (b), I(softmax(Q K^T / sqrt d)) in (c), A_Q' A_K' in (d) of the paper's Fig. 2.
+An attention is linear in its values, so the map is what it returns for one-hot values: it is read
+off the module itself, whatever the module's formula, and only for the queries that are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import nan
+from statistics import fmean
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmivit.models.attention import ATTENTIONS, IMHSA, MHSA, DecomposedMHSA, softmax
+
+MAX_VALUES = 2**26  # elements of the one-hot values held at once, 256 MiB in fp32
+
+
+@dataclass(frozen=True)
+class HeadDiversity:
+    """How alike the heads of a layer are: means over images, and over heads or pairs of heads.
+
+    Attributes:
+        layer: the attention's name in the model.
+        attention: its kind.
+        heads: number of heads h; with one head there are no pairs, and the similarities are nan.
+        map_cosine: cosine similarity of two heads' effective maps, as vectors of N * N entries.
+        output_cosine: the same of their outputs (N, d) before the projection.
+        output_cka: linear CKA of their outputs, :func:`linear_cka`.
+        effective_rank: of the N x N maps, :func:`effective_rank`; from 1 to N.
+    """
+
+    layer: str
+    attention: str
+    heads: int
+    map_cosine: float
+    output_cosine: float
+    output_cka: float
+    effective_rank: float
+
+
+def kind_of(module: MHSA) -> str:
+    """The name of an attention's kind: 'mhsa', 'decomposed', 'interactive' or 'imhsa'."""
+    return next(name for name, kind in ATTENTIONS.items() if type(module) is kind)
+
+
+@torch.no_grad()
+def attention_inputs(model: nn.Module, images: Tensor) -> dict[str, tuple[MHSA, Tensor]]:
+    """Every attention that a forward pass runs through, and the tokens it is given.
+
+    The model computes in evaluation mode and is left as it was.
+
+    Args:
+        model: a backbone, a classifier, or an mmdet or mmseg model, whose backbone alone runs.
+        images: what the backbone takes, (B, C, H, W).
+
+    Returns:
+        By the attention's name in the model: the module and its input (B, H', W', C').
+
+    Raises:
+        ValueError: no attention of ours ran.
+    """
+    found = {}
+    names = {m: name for name, m in model.named_modules() if type(m) in ATTENTIONS.values()}
+
+    def record(module: MHSA, inputs: tuple[Tensor]) -> None:
+        found[names[module]] = (module, inputs[0])
+
+    hooks = [module.register_forward_pre_hook(record) for module in names]
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        getattr(model, 'backbone', model)(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in modes:
+            module.training = mode
+    if not found:
+        raise ValueError(
+            f'{type(model).__name__} runs no attention that can be shown: expected at least one '
+            f'of {", ".join(kind.__name__ for kind in ATTENTIONS.values())}'
+        )
+    return found
+
+
+@torch.no_grad()
+def effective_map(module: MHSA, x: Tensor, queries: Sequence[int] | None = None) -> Tensor:
+    """Rows of each head's effective map: the weights with which it sums the N values.
+
+    Args:
+        module: any of the four attentions.
+        x: its input, (B, H, W, C), N = H * W.
+        queries: tokens whose rows are wanted, row-major; all N if not given.
+
+    Returns:
+        (B, h, queries, N). Rows sum to 1 unless heads interact.
+    """
+    q, k, _ = module._split_heads(module.qkv(x))  # (B, h, N, d) each
+    if queries is not None:
+        q = q[:, :, list(queries)]
+    batch, heads, tokens, _ = k.shape
+    index = torch.arange(tokens, device=x.device)
+    parts = []
+    for columns in index.split(max(1, MAX_VALUES // (batch * heads * tokens))):
+        one_hot = (index.unsqueeze(1) == columns).to(q.dtype)  # (N, columns)
+        parts.append(module.attend(x, q, k, one_hot.expand(batch, heads, -1, -1)))
+    return torch.cat(parts, -1)
+
+
+@torch.no_grad()
+def landmark_maps(module: DecomposedMHSA, x: Tensor) -> Tensor:
+    """A_K, or A_K' where heads interact: what each landmark gathers.
+
+    Args:
+        module: 'decomposed' or 'imhsa'; the others have no landmarks.
+        x: its input, (B, H, W, C), N = H * W.
+
+    Returns:
+        (B, h, L, N).
+    """
+    q_landmarks, _ = module.project_landmarks(x)
+    _, k, _ = module._split_heads(module.qkv(x))
+    logits = (q_landmarks * k.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, h, L, N)
+    if isinstance(module, IMHSA):
+        return module._interact(logits, module.interaction_k, module.interaction_k_pre, -1)
+    return softmax(logits, -1)
+
+
+@torch.no_grad()
+def head_outputs(module: MHSA, x: Tensor) -> Tensor:
+    """What each head returns before the projection, (B, h, N, d), for an input (B, H, W, C)."""
+    return module.attend(x, *module._split_heads(module.qkv(x)))
+
+
+def head_diversity(model: nn.Module, images: Iterable[Tensor]) -> list[HeadDiversity]:
+    """How alike the heads of every attention of a model are, one record per layer.
+
+    Whole maps are formed and decomposed, one image and layer at a time: memory grows with N^2 and
+    time with N^3, a second or so for the 784 tokens of stage 3 at 448 x 448.
+
+    Args:
+        model: as for :func:`attention_inputs`.
+        images: what the backbone takes, (C, H, W) each, of any sizes.
+
+    Raises:
+        ValueError: no attention of ours ran, or there are no images.
+    """
+    measured: dict[str, list[tuple[float, ...]]] = {}
+    modules = {}
+    for image in images:
+        for name, (module, x) in attention_inputs(model, image.unsqueeze(0)).items():
+            maps = effective_map(module, x)[0].double()  # (h, N, N)
+            outputs = head_outputs(module, x)[0].double()  # (h, N, d)
+            similarities = (
+                cosine_similarity(maps),
+                cosine_similarity(outputs),
+                linear_cka(outputs),
+            )
+            values = [_mean_of_pairs(matrix) for matrix in similarities]
+            measured.setdefault(name, []).append((*values, effective_rank(maps).mean().item()))
+            modules[name] = module
+    if not measured:
+        raise ValueError('head_diversity: no images; expected at least one')
+    return [
+        HeadDiversity(name, kind_of(module), module.num_heads, *map(fmean, zip(*measured[name])))
+        for name, module in modules.items()
+    ]
+
+
+def cosine_similarity(features: Tensor) -> Tensor:
+    """Cosine similarity of every pair of heads, (h, h), of anything (h, ...)."""
+    flat = F.normalize(features.flatten(1), dim=1)
+    return flat @ flat.T
+
+
+def linear_cka(features: Tensor) -> Tensor:
+    """Linear centred kernel alignment of every pair of heads (Kornblith et al. 2019, section 3).
+
+    |Y^T X|^2 / (|X^T X| |Y^T Y|) in Frobenius norms, columns centred over tokens. From 0 to 1;
+    unlike the cosine it sees through rotations of a head's channels. 0 for constant outputs.
+
+    Args:
+        features: outputs of the heads, (h, N, d).
+
+    Returns:
+        (h, h).
+    """
+    heads, _, width = features.shape
+    centred = features - features.mean(1, keepdim=True)
+    columns = centred.transpose(0, 1).flatten(1)  # (h, N, d) -> (N, h, d) -> (N, h d)
+    products = (columns.T @ columns).reshape(heads, width, heads, width)
+    squares = products.square().sum((1, 3))  # |X_i^T X_j|^2, (h, h)
+    norms = squares.diagonal().sqrt()
+    tiny = torch.finfo(squares.dtype).tiny
+    return squares / (norms.unsqueeze(1) * norms).clamp_min(tiny)
+
+
+def effective_rank(maps: Tensor) -> Tensor:
+    """The exponential of the entropy of the normalised singular values (Roy & Vetterli 2007).
+
+    1 for a matrix of rank one, N for N equal singular values; no threshold is involved.
+
+    Args:
+        maps: (..., M, N).
+
+    Returns:
+        (...), in fp64.
+    """
+    values = torch.linalg.svdvals(maps.double())
+    shares = values / values.sum(-1, keepdim=True)
+    return torch.special.entr(shares).sum(-1).exp()
+
+
+def _mean_of_pairs(matrix: Tensor) -> float:
+    """Mean of a matrix (h, h) off its diagonal; nan for h = 1."""
+    heads = len(matrix)
+    return ((matrix.sum() - matrix.trace()) / (heads * (heads - 1))).item() if heads > 1 else nan

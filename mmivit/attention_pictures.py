@@ -1,0 +1,363 @@
+"""Pictures of what a model attends to, as the paper's Fig. 5: maps drawn over the image."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import mmcv
+import numpy as np
+from mmengine.config import Config
+from torch import Tensor, nn
+
+from mmivit.attention_maps import attention_inputs, effective_map, kind_of, landmark_maps
+from mmivit.checkpoint import (
+    CheckpointError,
+    check_absent,
+    naming,
+    read_checkpoint,
+    write_whole,
+)
+from mmivit.models.attention import ATTENTIONS, MHSA, DecomposedMHSA, build_attention
+from mmivit.weights import fetch
+
+# Where a token looks: the stem's (7x7, stride 4, padding 2) and the downsamplings' (3x3, stride 2,
+# padding 1) receptive fields are centred on pixels 1, 1 + s, 1 + 2 s, ... at every stride s, which
+# is half a token off the middles of an even partition.
+FIRST_CENTRE = 1.5  # of pixel 1, from the image's edge
+SLACK = 2  # pixels at the end of an image that the stem may leave out
+COLUMNS = 8  # most heads drawn beside each other
+PANEL = 2.1  # inches
+FORMULAS = {
+    'mhsa': '$A$',
+    'decomposed': '$A_Q A_K$',
+    'interactive': '$I(A)$',
+    'imhsa': "$A_Q' A_K'$",
+}
+MAX_DRAWN = 480  # pixels of the longer side of the photo below a map
+
+
+@dataclass(frozen=True)
+class View:
+    """An image, and the input that the model makes of it: resized, then padded right and below.
+
+    Attributes:
+        image: (H, W, 3), RGB.
+        inputs: what the backbone takes, (1, 3, H', W').
+        scale: pixels of the input per pixel of the image, along x and y.
+    """
+
+    image: np.ndarray
+    inputs: Tensor
+    scale: tuple[float, float]
+
+    def edges(self, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+        """Borders between tokens in the image: every pixel belongs to the nearest centre.
+
+        Args:
+            rows: tokens along y, of a layer at any of iViT's strides.
+            columns: tokens along x.
+
+        Returns:
+            x (columns + 1) and y (rows + 1), in pixels of the image from its left and upper edge;
+            those beyond its size enclose tokens of the padding.
+        """
+        height, width = self.inputs.shape[2:]
+        stride = 2 ** math.ceil(math.log2((height - SLACK) / rows))
+        return tuple(
+            np.array([0, *(FIRST_CENTRE + stride * (np.arange(1, n) - 0.5)), size]) / scale
+            for n, size, scale in zip((columns, rows), (width, height), self.scale)
+        )
+
+    def token(self, point: tuple[int, int], grid: tuple[int, int]) -> tuple[int, int]:
+        """Row and column of the token to which the pixel (x, y) belongs, in a grid (H, W)."""
+        column, row = (
+            int(np.searchsorted(borders[1:-1], position + 0.5, side='right'))
+            for borders, position in zip(self.edges(*grid), point)
+        )
+        return row, column
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One small picture: a map (rows, columns) over the image, or the image alone.
+
+    Attributes:
+        box: tokens to outline, as first and last + 1 along rows, then along columns.
+    """
+
+    title: str
+    point: tuple[int, int]
+    map: np.ndarray | None = None
+    box: tuple[tuple[int, int], tuple[int, int]] | None = None
+
+
+def show_attention(
+    image: str | Path,
+    checkpoint: str,
+    out: str | Path,
+    config: str | None = None,
+    timm: str | None = None,
+    points: Sequence[tuple[int, int]] = (),
+    layers: Sequence[str] = (),
+    force: bool = False,
+) -> list[Path]:
+    """Draw what the heads of a trained model attend to, from chosen points of an image.
+
+    For every layer, ``out/IMAGE.LAYER.heads.png`` (the rows A_Q' A_K' of the points' tokens, head
+    by head), ``.landmarks.png`` (the rows of A_K' of the landmarks in which the points lie; not
+    for 'mhsa' and 'interactive') and ``.attentions.png`` (the four kinds side by side, each with
+    the layer's projections and input, averaged over heads). The model sees the image as its test
+    pipeline makes it, at once even where it is tested on sliding windows.
+
+    Args:
+        image: the file.
+        checkpoint: the model's weights.
+        out: folder to write.
+        config: an mmdet or mmseg config; or
+        timm: the name of a classifier, which sees the whole image, not a central crop.
+        points: pixels (x, y) of the image; three along its diagonal if not given.
+        layers: names of attentions, or parts of names such as 'stages.3'; the deepest of the
+            finest grid if not given.
+        force: replace pictures drawn earlier.
+
+    Returns:
+        The files written.
+
+    Raises:
+        FileNotFoundError: the image, the config or the checkpoint is missing.
+        FileExistsError: a file to be written exists and ``force`` is off.
+        CheckpointError: the checkpoint is unsafe, unreadable, or of something else.
+        ValueError: the image cannot be read, a point lies outside it, no layer has such a name,
+            the model has no attention of ours, or it is of another kind than those above.
+    """
+    for path in filter(None, (image, config, checkpoint)):
+        if not Path(path).is_file():
+            raise FileNotFoundError(f'no file {path}, seen from {os.getcwd()}')
+    photo = mmcv.imread(str(image))
+    if photo is None:
+        raise ValueError(f'{image} is not an image that can be read')
+    height, width = photo.shape[:2]
+    points = points or [(width * i // 4, height * i // 4) for i in (1, 2, 3)]
+    for x, y in points:
+        if not (0 <= x < width and 0 <= y < height):
+            raise ValueError(
+                f'the point {x},{y} is outside the image: expected x from 0 to {width - 1} '
+                f'and y from 0 to {height - 1}'
+            )
+    load, source = (_load_timm, timm) if timm else (_load_config, config)
+    model, view = load(source, checkpoint, photo)
+    found = attention_inputs(model, view.inputs)
+    pages = {}
+    for name in _chosen(found, layers):
+        for kind, page in _pages(name, *found[name], view, points).items():
+            pages[Path(out, f'{Path(image).stem}.{name}.{kind}.png')] = page
+    for path in pages:
+        check_absent(path, force)
+    for path, (title, rows) in pages.items():
+        write_whole(path, draw(view, title, rows))
+    return list(pages)
+
+
+def draw(view: View, title: str, rows: Sequence[Sequence[Panel | None]]) -> bytes:
+    """A PNG of rows of panels, of which None leaves its place empty.
+
+    Every map has its own colours: from 0 up, or where heads subtract, around 0.
+    """
+    from matplotlib.figure import Figure  # no pyplot: its backends and global state stay alone
+    from matplotlib.ticker import MaxNLocator
+
+    height, width = view.image.shape[:2]
+    shrink = min(1, MAX_DRAWN / max(height, width))
+    photo = cv2.resize(view.image, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
+    grey = cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY)
+    columns = max(map(len, rows))
+    # A panel gives a tenth of its width to its colour bar, and has a title of up to two lines.
+    panel_height = 0.9 * PANEL * min(max(height / width, 0.4), 2) + 0.35
+    size = (PANEL * columns + 0.6, panel_height * len(rows) + 0.6)
+    figure = Figure(size, dpi=110, layout='constrained')
+    figure.suptitle('\n'.join(textwrap.wrap(title, int(13 * size[0]))), fontsize=10)
+    for line, panels in zip(figure.subplots(len(rows), columns, squeeze=False), rows):
+        for axes, panel in zip(line, [*panels, *[None] * (columns - len(panels))]):
+            axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0), aspect='equal')
+            if panel is None:
+                axes.set_axis_off()
+                continue
+            below = photo if panel.map is None else grey
+            axes.imshow(below, cmap='gray', extent=(0, width, height, 0), vmin=0, vmax=255)
+            if panel.map is not None:
+                colours = _draw_map(axes, view, panel)
+                bar = figure.colorbar(colours, ax=axes, fraction=0.05, pad=0.02)
+                bar.locator = MaxNLocator(3)
+                bar.ax.tick_params(labelsize=7, length=2, pad=1)
+            axes.set_title(panel.title, fontsize=8, pad=3)
+            x, y = (position + 0.5 for position in panel.point)
+            axes.plot(x, y, '*', markersize=9, color='white', markeredgecolor='black')
+    content = io.BytesIO()
+    figure.savefig(content, format='png')
+    return content.getvalue()
+
+
+def _draw_map(axes, view: View, panel: Panel):
+    """Draw a panel's map over the image; returns what a colour bar needs."""
+    x, y = view.edges(*panel.map.shape)
+    height, width = view.image.shape[:2]
+    visible = panel.map[: np.searchsorted(y, height), : np.searchsorted(x, width)]
+    limit = np.abs(visible).max()
+    signed = visible.min() < -0.01 * limit  # less cannot be seen
+    colours = axes.pcolormesh(
+        x,
+        y,
+        panel.map,
+        cmap='RdBu_r' if signed else 'viridis',
+        vmin=-limit if signed else 0,
+        vmax=limit,
+        alpha=0.65,
+        linewidth=0,
+        antialiased=False,
+    )
+    if panel.box:
+        (top, bottom), (left, right) = panel.box
+        corners = (left, top), (right, top), (right, bottom), (left, bottom), (left, top)
+        axes.plot([x[i] for i, _ in corners], [y[j] for _, j in corners], 'white', linewidth=1.5)
+    return colours
+
+
+def _pages(
+    name: str, module: MHSA, x: Tensor, view: View, points: Sequence[tuple[int, int]]
+) -> dict[str, tuple[str, list[list[Panel | None]]]]:
+    """Title and panels of each of a layer's pictures."""
+    kind, grid = kind_of(module), tuple(x.shape[1:3])
+    cells = [view.token(point, grid) for point in points]
+    tokens = [row * grid[1] + column for row, column in cells]
+    unit = f'Colours: multiples of 1/N, N = {grid[0]} x {grid[1]} tokens.'
+    heads = [f'head {i}' for i in range(module.num_heads)]
+    maps = _as_grids(effective_map(module, x, tokens), grid)
+    pages = {
+        'heads': (
+            f'{name} ({kind}): effective attention {FORMULAS[kind]} from the starred point, '
+            f'head by head. {unit}',
+            _rows(points, maps, heads),
+        )
+    }
+    if isinstance(module, DecomposedMHSA):
+        landmarks = [[_landmark(i, n, module.landmarks) for i, n in zip(c, grid)] for c in cells]
+        side = min(module.landmarks, grid[1])
+        indices = [row[0] * side + column[0] for row, column in landmarks]
+        maps = _as_grids(landmark_maps(module, x)[:, :, indices], grid)
+        boxes = [(row[1], column[1]) for row, column in landmarks]
+        mark = "A_K'" if kind == 'imhsa' else 'A_K'
+        pages['landmarks'] = (
+            f'{name} ({kind}): what the landmark gathers in which the starred point lies (white '
+            f'frame), ${mark}$, head by head. {unit}',
+            _rows(points, maps, heads, boxes),
+        )
+    maps, titles = [], []
+    for other in ATTENTIONS:
+        rows = effective_map(_as_kind(module, other), x, tokens)
+        maps.append(_as_grids(rows, grid).mean(0))
+        unmixed = ', heads unmixed' if other in ('interactive', 'imhsa') else ''
+        note = "the model's own" if other == kind else f'not trained so{unmixed}'
+        titles.append(f'{other}\n({note})')
+    pages['attentions'] = (
+        f'{name}: the four attentions from the starred point, mean over heads. The model has '
+        f'{kind}; the others run with its projections and input, without training. {unit}',
+        _rows(points, np.stack(maps), titles),
+    )
+    return pages
+
+
+def _as_grids(rows: Tensor, grid: tuple[int, int]) -> np.ndarray:
+    """(1, h, points, N) -> (h, points, H, W), in multiples of 1 / N."""
+    return (rows[0] * rows.shape[-1]).unflatten(-1, grid).numpy()
+
+
+def _rows(points, maps, titles, boxes=None) -> list[list[Panel | None]]:
+    """The image and the maps (maps, points, H, W) of each point, in lines of equal length."""
+    lines = []
+    length = -(-len(titles) // -(-len(titles) // COLUMNS))
+    for i, point in enumerate(points):
+        box = boxes[i] if boxes else None
+        panels = [Panel(title, point, grid[i], box) for title, grid in zip(titles, maps)]
+        for start in range(0, len(panels), length):
+            first = None if start else Panel(f'point {point[0]},{point[1]}', point)
+            lines.append([first, *panels[start : start + length]])
+    return lines
+
+
+def _landmark(token: int, size: int, landmarks: int) -> tuple[int, tuple[int, int]]:
+    """Along one side: the landmark nearest to a token, and the tokens that it averages."""
+    bins = min(landmarks, size)
+    i = (2 * token + 1) * bins // (2 * size)
+    return i, (i * size // bins, -(-(i + 1) * size // bins))
+
+
+def _as_kind(module: MHSA, kind: str) -> MHSA:
+    """The attention itself, or one of another kind with its projections."""
+    if kind == kind_of(module):
+        return module
+    landmarks = getattr(module, 'landmarks', 7)
+    other = build_attention(kind, module.proj.in_features, module.num_heads, landmarks)
+    other.load_state_dict(module.state_dict(), strict=False)
+    return other.eval()
+
+
+def _chosen(found: dict[str, tuple[MHSA, Tensor]], wanted: Sequence[str]) -> list[str]:
+    """Names of the layers to draw, out of those that ran, in the order in which they did."""
+    if not wanted:
+        tokens = {name: x[0, ..., 0].numel() for name, (_, x) in found.items()}
+        return [name for name in found if tokens[name] == max(tokens.values())][-1:]
+    for part in wanted:
+        if not any(f'.{part}.' in f'.{name}.' for name in found):
+            raise ValueError(f'no attention {part!r}; the model has {", ".join(found)}')
+    return [name for name in found if any(f'.{part}.' in f'.{name}.' for part in wanted)]
+
+
+def _load_config(config: str, checkpoint: str, photo: np.ndarray) -> tuple[nn.Module, View]:
+    """The model of an mmdet or mmseg config, and what its test pipeline makes of a BGR image."""
+    cfg = Config.fromfile(config)
+    scope = cfg.get('default_scope')
+    if scope == 'mmdet':
+        from mmdet.apis import DetInferencer as Inferencer
+    elif scope == 'mmseg':
+        from mmseg.apis import MMSegInferencer as Inferencer
+    else:
+        raise ValueError(f'{config}: default_scope is {scope!r}; it must be mmdet or mmseg')
+    read_checkpoint(checkpoint)  # refuses what is no safe checkpoint, in its own words
+    inferencer = Inferencer(cfg, checkpoint, device='cpu')
+    data = inferencer.collate_fn([inferencer.pipeline(photo)])
+    data = inferencer.model.data_preprocessor(data, False)
+    scale = data['data_samples'][0].metainfo.get('scale_factor', (1.0, 1.0))
+    return inferencer.model, View(mmcv.bgr2rgb(photo), data['inputs'], tuple(scale))
+
+
+def _load_timm(name: str, checkpoint: str, photo: np.ndarray) -> tuple[nn.Module, View]:
+    """A classifier, and a BGR image resized so that its shorter side is as in training."""
+    import timm
+    from PIL import Image
+    from timm.data import create_transform, resolve_data_config
+
+    if not timm.is_model(name):
+        known = ', '.join(timm.list_models('ivit_*'))
+        raise ValueError(f'timm has no model {name!r}; expected one of {known}')
+    with naming(checkpoint):
+        weights = fetch(checkpoint)
+        model = timm.create_model(name, num_classes=len(weights.get('head.fc.bias', ())))
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise CheckpointError(f'{name}: {textwrap.shorten(str(error), 300)}') from error
+    height, width = photo.shape[:2]
+    setting = resolve_data_config(model=model)
+    ratio = setting['input_size'][-1] / min(height, width)
+    size = (round(height * ratio), round(width * ratio))
+    setting.update(input_size=(3, *size), crop_pct=1.0, crop_mode='squash')
+    image = mmcv.bgr2rgb(photo)
+    inputs = create_transform(**setting)(Image.fromarray(image)).unsqueeze(0)
+    return model, View(image, inputs, (size[1] / width, size[0] / height))

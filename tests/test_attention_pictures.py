@@ -1,0 +1,260 @@
+"""Maps lie on the right pixels of the image, for every kind of model, and bad input is named."""
+
+import cv2
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, DefaultScope
+
+from mmivit.attention_pictures import (
+    Panel,
+    View,
+    _draw_map,
+    _landmark,
+    _load_config,
+    _load_timm,
+    draw,
+    show_attention,
+)
+from mmivit.checkpoint import CheckpointError
+from mmivit.models import IViT
+from tests.conftest import CONFIGS, run_tool
+
+SEGMENTOR = CONFIGS / 'upernet_ivit_shapes.py'
+DETECTOR = CONFIGS / 'mask_rcnn_ivit_shapes.py'
+CLASSES = 5
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """A photo of an odd size with a white rectangle, and random weights of three models."""
+    folder = tmp_path_factory.mktemp('pictures')
+    photo = np.zeros((131, 203, 3), np.uint8)
+    photo[40:90, 120:180] = 255
+    cv2.imwrite(str(folder / 'photo.png'), photo)
+    torch.manual_seed(0)
+    for config in (SEGMENTOR, DETECTOR):
+        cfg = Config.fromfile(config)
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+            weights = revert_sync_batchnorm(MODELS.build(cfg.model)).state_dict()
+        meta = dict(dataset_meta=dict(cfg.metainfo))
+        torch.save(dict(state_dict=weights, meta=meta), folder / f'{cfg.default_scope}.pth')
+    import timm
+
+    weights = timm.create_model('ivit_nano', num_classes=CLASSES).state_dict()
+    torch.save(weights, folder / 'timm.pth')
+    return folder
+
+
+def arguments(folder, scope):
+    source = dict(mmseg=dict(config=SEGMENTOR), mmdet=dict(config=DETECTOR))
+    source = source.get(scope, dict(timm='ivit_nano'))
+    return dict(image=folder / 'photo.png', checkpoint=str(folder / f'{scope}.pth'), **source)
+
+
+def load(folder, scope):
+    settings = arguments(folder, scope)
+    photo = cv2.imread(str(settings['image']))
+    if scope == 'timm':
+        return _load_timm(settings['timm'], settings['checkpoint'], photo)
+    return _load_config(str(settings['config']), settings['checkpoint'], photo)
+
+
+def padded(size, scale, divisor=32):
+    """A view of an image of (height, width) whose input was resized and padded."""
+    height, width = (round(side * scale) for side in size)
+    inputs = torch.zeros(1, 3, height + -height % divisor, width + -width % divisor)
+    return View(np.zeros((*size, 3), np.uint8), inputs, (width / size[1], height / size[0]))
+
+
+@pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'timm'])
+def test_the_input_shows_the_photo_where_the_view_says(folder, scope):
+    _, view = load(folder, scope)
+    assert view.image.shape == (131, 203, 3)
+    bright = view.inputs[0].mean(0) > view.inputs.max() / 2
+    rows, columns = bright.any(1).nonzero(), bright.any(0).nonzero()
+    found = [columns.min(), columns.max() + 1, rows.min(), rows.max() + 1]
+    x, y = view.scale
+    expected = [120 * x, 180 * x, 40 * y, 90 * y]
+    assert [int(edge) for edge in found] == pytest.approx(expected, abs=1)
+
+
+@pytest.mark.parametrize('size', [(31, 64), (35, 77), (112, 137), (131, 203), (66, 224)])
+def test_a_token_is_drawn_where_it_looks(size):
+    """The pixels on which a token depends are centred in its cell: measured on the model."""
+    torch.manual_seed(0)
+    model = IViT('nano').eval()
+    view = View(np.zeros((*size, 3), np.uint8), torch.zeros(1, 3, *size), (1.0, 1.0))
+    # Dense and positive weights all the way: the input's gradient shows the receptive field.
+    first = torch.nn.Conv2d(1, 1, 7, 4, 2, bias=False)
+    next_ = torch.nn.Conv2d(1, 1, 3, 2, 1, bias=False)
+    for ours, like in ((first, model.stem.conv), (next_, model.stages[2].downsample.conv)):
+        assert (ours.kernel_size, ours.stride, ours.padding) == (
+            like.kernel_size, like.stride, like.padding,
+        )  # fmt: skip
+        torch.nn.init.ones_(ours.weight)
+    image = torch.zeros(1, 1, *size, requires_grad=True)
+    tokens = next_(next_(first(image)))
+    for _ in range(2):  # stages 3 and 4
+        rows, columns = tokens.shape[2:]
+        x, y = view.edges(rows, columns)
+        assert (len(x), len(y)) == (columns + 1, rows + 1)
+        assert (x[-1], y[-1]) == size[::-1]
+        assert (np.diff(x) > 0).all()
+        assert (np.diff(y) > 0).all()
+        for row in range(1, rows - 1):
+            for column in range(1, columns - 1):
+                (field,) = torch.autograd.grad(tokens[0, 0, row, column], image, retain_graph=True)
+                seen = field[0, 0].nonzero().double().mean(0).tolist()
+                assert view.token((round(seen[1]), round(seen[0])), (rows, columns)) == (
+                    row,
+                    column,
+                )
+                assert seen[0] + 0.5 == pytest.approx((y[row] + y[row + 1]) / 2, abs=1.5)
+        tokens = next_(tokens)
+
+
+@pytest.mark.parametrize('scale', [1, 0.6, 2])
+@pytest.mark.parametrize('size', [(131, 203), (224, 160), (90, 301)])
+def test_a_peak_is_drawn_at_its_token(size, scale):
+    view = padded(size, scale)
+    with torch.no_grad():
+        tokens = IViT('nano', out_indices=(2,))(view.inputs)[0].shape[2:]
+    for point in [(0, 0), (size[1] // 2, size[0] // 3), (size[1] - 1, size[0] - 1)]:
+        row, column = view.token(point, tuple(tokens))
+        peaked = np.zeros(tokens)
+        peaked[row, column] = 1
+        # One pixel of the figure for each of the image.
+        figure = Figure((size[1] / 100, size[0] / 100), dpi=100)
+        axes = figure.add_axes((0, 0, 1, 1), xlim=(0, size[1]), ylim=(size[0], 0))
+        axes.set_axis_off()
+        _draw_map(axes, view, Panel('', point, peaked))
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        drawn = np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
+        yellow = np.array(matplotlib.colormaps['viridis'](1.0)[:3]) * 255
+        lit = np.abs(drawn - (0.65 * yellow + 0.35 * 255)).max(-1) < 8
+        nearest, apart = [], []
+        for side, n, factor in zip(size, tokens, view.scale[::-1]):
+            pixels = (np.arange(side) + 0.5) * factor
+            distances = np.abs(pixels[:, None] - (16 * np.arange(n) + 1.5))
+            ordered = np.sort(distances, 1)
+            nearest.append(distances.argmin(1))
+            # On a border a pixel may go to either side.
+            apart.append(ordered[:, 1] - ordered[:, 0] > 2 * factor)
+        expected = (nearest[0] == row)[:, None] & (nearest[1] == column)
+        clear = apart[0][:, None] & apart[1]
+        assert expected[point[1], point[0]]
+        assert (lit == expected)[clear].all()
+
+
+def test_landmarks_are_those_of_the_pooling():
+    for size in (3, 7, 8, 14, 25):
+        for token in range(size):
+            index, (start, stop) = _landmark(token, size, 7)
+            impulse = torch.zeros(1, 1, size)
+            impulse[..., token] = 1
+            pooled = torch.nn.functional.adaptive_avg_pool1d(impulse, min(7, size))
+            assert start <= token < stop
+            assert pooled[0, 0, index] == pytest.approx(1 / (stop - start))
+
+
+def test_colours_ignore_the_padding_and_show_signs():
+    view = padded((64, 64), 1, divisor=128)
+    axes = Figure().subplots()
+    weights = np.ones((8, 8))
+    weights[6:] = 100  # below the image
+    assert _draw_map(axes, view, Panel('', (0, 0), weights)).get_clim() == (0, 1)
+    weights[0, 0] = -3
+    assert _draw_map(axes, view, Panel('', (0, 0), weights)).get_clim() == (-3, 3)
+    assert _draw_map(axes, view, Panel('', (0, 0), 0 * weights)).get_clim()[0] == 0
+
+
+def test_a_picture_is_drawn_at_any_shape():
+    for size in ((40, 900), (900, 40)):
+        panel = Panel('head', (5, 5), np.random.default_rng(0).random((-(-size[0] // 32), 2)))
+        view = View(np.zeros((*size, 3), np.uint8), torch.zeros(1, 3, *size), (1.0, 1.0))
+        picture = cv2.imdecode(np.frombuffer(draw(view, 'a title', [[panel, None]]), np.uint8), 1)
+        assert picture.std() > 0
+
+
+@pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'timm'])
+def test_every_kind_of_model_end_to_end(folder, scope, tmp_path):
+    settings = dict(arguments(folder, scope), out=tmp_path / 'out', points=[(150, 60), (202, 130)])
+    written = show_attention(**settings)
+    layer = 'stages.2.blocks.3.token_mixer' if scope == 'timm' else 'backbone.stages.2.blocks.3'
+    assert [path.name.split('.')[-2] for path in written] == ['heads', 'landmarks', 'attentions']
+    assert sorted(written) == sorted((tmp_path / 'out').iterdir())
+    for path in written:
+        assert path.name.startswith(f'photo.{layer}')
+        assert cv2.imread(str(path)).std() > 0
+    with pytest.raises(FileExistsError, match='--force'):
+        show_attention(**settings)
+    before = written[0].read_bytes()
+    again = show_attention(**{**settings, 'points': [(0, 0)]}, force=True)
+    assert again == written
+    assert written[0].read_bytes() != before
+    if scope == 'timm':
+        more = show_attention(**settings, layers=['stages.3', 'stages.2.blocks.0'])
+        assert len(more) == 9
+
+
+def test_an_attention_without_landmarks(folder, tmp_path):
+    (tmp_path / 'mhsa.py').write_text(
+        f"_base_ = '{SEGMENTOR}'\nmodel = dict(backbone=dict(attention='mhsa'))\n"
+    )
+    written = show_attention(
+        folder / 'photo.png', str(folder / 'mmseg.pth'), tmp_path, str(tmp_path / 'mhsa.py')
+    )
+    assert [path.name.split('.')[-2] for path in written] == ['heads', 'attentions']
+
+
+@pytest.mark.parametrize(
+    ('change', 'error', 'named'),
+    [
+        (dict(image='none.png'), FileNotFoundError, 'none.png'),
+        (dict(image=SEGMENTOR), ValueError, 'not an image'),
+        (dict(checkpoint='none.pth'), FileNotFoundError, 'none.pth'),
+        (dict(checkpoint=str(SEGMENTOR)), CheckpointError, 'a text file'),
+        (dict(points=[(203, 0)]), ValueError, '203,0.*0 to 202.*0 to 130'),
+        (dict(layers=['stages.1']), ValueError, "'stages.1'.*stages.3.blocks.1.token_mixer"),
+        (dict(timm='ivit_huge'), ValueError, 'ivit_huge.*ivit_nano'),
+        (dict(timm='ivit_tiny'), CheckpointError, 'timm.pth: ivit_tiny: .*size mismatch|Missing'),
+    ],
+)
+def test_bad_input_is_named(folder, tmp_path, change, error, named):
+    with pytest.raises(error, match=named) as raised:
+        show_attention(**{**arguments(folder, 'timm'), 'out': tmp_path / 'out', **change})
+    assert len(str(raised.value).splitlines()) == 1
+    assert not (tmp_path / 'out').exists()
+
+
+def test_models_without_attention_and_of_other_kinds_are_named(folder, tmp_path):
+    import timm
+
+    torch.save(timm.create_model('resnet18', num_classes=0).state_dict(), tmp_path / 'resnet.pth')
+    with pytest.raises(ValueError, match='ResNet runs no attention'):
+        show_attention(folder / 'photo.png', str(tmp_path / 'resnet.pth'), '.', timm='resnet18')
+    (tmp_path / 'other.py').write_text("default_scope = 'mmpretrain'\n")
+    with pytest.raises(ValueError, match='must be mmdet or mmseg'):
+        show_attention(
+            folder / 'photo.png', str(folder / 'timm.pth'), '.', str(tmp_path / 'other.py')
+        )
+
+
+def test_the_command(folder):
+    command = ('analysis/show_attention.py', 'photo.png', '--timm', 'ivit_nano')
+    command += ('--checkpoint', 'timm.pth', '--out', 'shown', '--layer', 'stages.3.blocks.0')
+    done = run_tool(*command, '--points', '0,0', '20,30', cwd=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split()[0] == 'shown/photo.stages.3.blocks.0.token_mixer.heads.png'
+    assert all((folder / line).is_file() for line in done.stdout.split())
+    done = run_tool(*command, '--points', '0,999', cwd=folder)
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert 'outside the image' in done.stderr
