@@ -10,6 +10,7 @@ import copy
 import csv
 import json
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -64,15 +65,17 @@ def machine(device: str) -> dict[str, str]:
 def compare(functions: dict[str, Callable[[], object]], device: str) -> dict[str, dict]:
     """Seconds of each function: median, first and third quartile, rounds.
 
-    One warm call each, then rounds in turn.
+    One warm call each, then rounds in turn, in another order each time: what comes after a call
+    that frees gigabytes is slower.
     """
     for function in functions.values():
         function()
     times: dict[str, list[float]] = {name: [] for name in functions}
+    order = random.Random(0)
     start = time.perf_counter()
     for i in range(ROUNDS):
-        for name, function in functions.items():
-            times[name].append(_time(function, device))
+        for name in order.sample(list(functions), len(functions)):
+            times[name].append(_time(functions[name], device))
         if i >= 2 and time.perf_counter() - start > SECONDS:
             break
     result = {}

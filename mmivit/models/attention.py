@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmivit.models.memory import in_pieces, is_lean, recompute
+from mmivit.models.memory import by_images, in_pieces, is_lean, recompute
 
 INTERACTIONS = ('pre', 'post', 'both')
 
@@ -251,9 +251,12 @@ class IMHSA(_Interaction, DecomposedMHSA):
         q_landmarks, k_landmarks = self.project_landmarks(x)
         scale = q.shape[-1] ** -0.5  # applied to the landmarks, the smaller factor
         inputs = (q, k, v, q_landmarks * scale, k_landmarks * scale)
-        if self.training and not torch.jit.is_scripting():
+        if torch.jit.is_scripting():
+            return self._attend(*inputs)
+        if self.training:
             return recompute(self._attend, *inputs)  # else four maps of N x L would be kept
-        return self._attend(*inputs)
+        size = self.num_heads * q_landmarks.shape[2] * k.shape[2]  # of an image's map
+        return by_images(self._attend, size, *inputs)
 
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, q_landmarks: Tensor, k_landmarks: Tensor

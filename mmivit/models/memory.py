@@ -46,6 +46,22 @@ def in_pieces(function: Callable[..., Tensor], x: Tensor, width: int, *others: T
     return torch.cat([function(piece, *others) for piece in x.split(rows, 1)], 1)
 
 
+def by_images(function: Callable[..., Tensor], size: int, *inputs: Tensor) -> Tensor:
+    """``function(*inputs)``, at inference on a CPU some images of the batch at a time.
+
+    Args:
+        function: tensors (B, ...) -> (B, ...), each image by itself.
+        size: elements of its widest temporary, per image.
+        inputs: its arguments.
+    """
+    if not is_lean(inputs[0]):
+        return function(*inputs)
+    images = max(1, PIECE // max(1, size))
+    if inputs[0].shape[0] <= images:
+        return function(*inputs)
+    return torch.cat([function(*piece) for piece in zip(*(x.split(images) for x in inputs))])
+
+
 def recompute(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """``function(*inputs)`` for training: only the inputs are kept for the backward pass.
 
