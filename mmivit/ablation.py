@@ -32,6 +32,9 @@ from mmivit.shapes import BEACONS, HARD_SHAPES, ShapesSpec, write_dataset
 # Compared within iViT: nano's widths, with half of its convolution blocks. They reach about 50
 # pixels, so that over most of an image only attention carries anything.
 TRUNK = dict(depths=(1, 1, 4, 1), widths=(32, 64, 128, 256))
+LEARNING_RATE = 2e-3  # AdamW, for every model
+BACKGROUND_WEIGHT = 0.2  # in the segmentation loss: four fifths of the pixels, and no question
+PEER_SIZE = 224  # side of the image, pixels, at which peers' costs are told
 HEAD_DIMS = (64, 32, 16, 8)  # 2, 4, 8 and 16 heads in stage 3
 # All with nano's four widths, so that necks and heads are the same.
 PEERS = {
@@ -82,7 +85,7 @@ class Preset:
     images: int = 400
     held_out: int = 80
     batch: int = 4
-    iterations: int = 500
+    iterations: int = 450
     peer_iterations: int = 400
     seeds: int = 3
     other_seeds: int = 1
@@ -203,7 +206,8 @@ def ablate(
         All records, and the groups' rows.
 
     Raises:
-        ValueError: ``runs.jsonl`` is damaged.
+        ValueError: ``runs.jsonl`` is damaged, or ``jobs`` negative.
+        RuntimeError: a run failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     log = RunLog(folder / 'runs.jsonl')
@@ -228,13 +232,17 @@ def ablate(
             initial=sum(run.work for run in runs) - sum(run.work for run in missing),
             bar_format='{percentage:3.0f}% |{bar}| {elapsed} < {remaining}{postfix}',
             postfix=f'{len(runs) - len(missing)} of {len(runs)} runs',
+            smoothing=0,  # runs end in pairs
         ) as bar,
     ):
         futures = {pool.submit(train, run, root, configs, folder): run for run in missing}
         try:
             for done, future in enumerate(as_completed(futures), len(runs) - len(missing) + 1):
                 run = futures[future]
-                log.add(**asdict(run), **future.result())
+                try:
+                    log.add(**asdict(run), **future.result())
+                except Exception as error:
+                    raise RuntimeError(f'{run} failed; see {folder / "log.txt"}') from error
                 bar.set_postfix_str(f'{done} of {len(runs)} runs', refresh=False)
                 bar.update(run.work)
         except BaseException:
@@ -289,7 +297,9 @@ def run_config(run: Run, root: Path, configs: Path) -> Config:
         model.roi_head.bbox_head.num_classes = model.roi_head.mask_head.num_classes = len(classes)
     else:
         classes = ('background', *classes)
-        model.decode_head.num_classes = model.auxiliary_head.num_classes = len(classes)
+        for head in (model.decode_head, model.auxiliary_head):
+            head.num_classes = len(classes)
+            head.loss_decode.class_weight = [BACKGROUND_WEIGHT] + [1.0] * (len(classes) - 1)
         cfg.val_evaluator = [cfg.val_evaluator, dict(type='VariantAccuracy')]
     if run.task == 'light':
         # UperNet's pyramid pooling carries context of its own across the image and would hide
@@ -297,6 +307,7 @@ def run_config(run: Run, root: Path, configs: Path) -> Config:
         model.backbone.arch = TRUNK
         model.decode_head.type = 'SegformerHead'
         del model.decode_head.pool_scales, model.auxiliary_head
+    cfg.optim_wrapper.optimizer.lr = LEARNING_RATE
     set_budget(cfg, root, run.seed, run.size, run.batch, run.iterations)
     resize = dict(type='Resize', scale=(run.size, run.size), keep_ratio=True)
     cfg.train_dataloader.dataset.pipeline.insert(2, resize)
@@ -329,13 +340,13 @@ class VariantAccuracy(BaseMetric):
         return dict(variant=100 * variants / max(1, shapes))
 
 
-def peer_costs(size: int) -> dict[str, Cost]:
-    """Cost of every peer for one image of ``size`` x ``size`` pixels."""
+def peer_costs() -> dict[str, Cost]:
+    """Cost of every peer's backbone for one image of PEER_SIZE x PEER_SIZE pixels."""
     costs = {}
     with DefaultScope.overwrite_default_scope('mmdet'):
         for name, settings in PEERS.items():
             model = MODELS.build(settings)
-            image = torch.zeros(1, 3, size, size)
+            image = torch.zeros(1, 3, PEER_SIZE, PEER_SIZE)
             costs[name] = count_cost(model, lambda model=model, image=image: model(image))
     return costs
 
@@ -346,9 +357,9 @@ def ablation_tables(log: RunLog, rows: dict[str, list[Row]]) -> str:
     for group, group_rows in rows.items():
         unit, names = UNITS.get(group), _score_names(log, group_rows)
         heads = [group, *([unit] if unit else []), *(f'{name} (%)' for name in names), 'n']
-        costs = peer_costs(group_rows[0][2][0].size) if group == 'peers' else None
+        costs = peer_costs() if group == 'peers' else None
         if costs:
-            heads += ['parameters', 'MACs']
+            heads += ['parameters', f'MACs at {PEER_SIZE} x {PEER_SIZE}']
         numbers = len(heads) - 1
         lines += [f'## {group}', '', f'| {" | ".join(heads)} |', '|---|' + '---:|' * numbers]
         for name, number, runs in group_rows:

@@ -310,9 +310,10 @@ def _runs(log: RunLog, prefix: str, key: str) -> dict[str, list[dict[str, float]
 
 
 def spread(values: Iterable[float]) -> str:
-    """Mean and standard deviation, as tables have them."""
+    """Mean and standard deviation, as tables have them; of one value, that value."""
     values = list(values)
-    return f'{statistics.mean(values):.1f} ± {statistics.stdev(values) if values[1:] else 0:.1f}'
+    mean = f'{statistics.mean(values):.1f}'
+    return f'{mean} ± {statistics.stdev(values):.1f}' if values[1:] else mean
 
 
 def plot_warm_start(log: RunLog, path: Path) -> None:
