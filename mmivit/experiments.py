@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -61,11 +62,27 @@ class WarmStartBudget:
 
 
 class RunLog:
-    """Records in a JSON-lines file, one per run: a killed experiment goes on where it was."""
+    """Records in a JSON-lines file, one per run: a killed experiment goes on where it was.
+
+    A last line that was being written when the process ended is dropped from the file.
+
+    Raises:
+        ValueError: a whole line of the file is not JSON.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.records = [json.loads(line) for line in path.open()] if path.exists() else []
+        self.records: list[dict] = []
+        if not path.exists():
+            return
+        written = path.read_bytes()
+        whole = written.rpartition(b'\n')[0]
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                self.records.append(json.loads(line))
+            except ValueError as error:
+                raise ValueError(f'{path}, line {number}, is not a record: {error}') from None
+        os.truncate(path, len(whole) + 1 if whole else 0)
 
     def get(self, **key) -> dict | None:
         """The record of a run, if it was made."""
@@ -131,21 +148,58 @@ def segment(
 ) -> dict[str, float]:
     """Train a segmentor on ``folder/segment``; held-out mIoU (percent) by iteration."""
     cfg = Config.fromfile(config)
-    size = (budget.size, budget.size)
     cfg.work_dir = str(folder / 'work_dir')
-    cfg.randomness = dict(seed=seed)
     cfg.model.backbone.update(backbone)
-    cfg.model.data_preprocessor.size = size
+    set_budget(cfg, folder / 'segment', seed, budget.size, 4, budget.finetune, budget.val_interval)
+    scores = train_and_score(cfg)
+    return {iteration: metrics['mIoU'] for iteration, metrics in scores.items()}
+
+
+def set_budget(
+    cfg: Config,
+    root: Path,
+    seed: int,
+    size: int,
+    batch: int,
+    iterations: int,
+    val_interval: int | None = None,
+) -> None:
+    """Fit a config on the built-in data set, of either task, to a data set and a budget.
+
+    Args:
+        cfg: changed in place.
+        root: folder of the data set.
+        seed: of weights and of the images' order.
+        size: side of the images as the network sees them in validation, pixels.
+        batch: images per iteration.
+        iterations: length of the run; the first eighth warms up, then the rate falls to zero.
+        val_interval: iterations between evaluations; one at the end if not given.
+    """
+    cfg.randomness = dict(seed=seed)
+    if cfg.default_scope == 'mmseg':
+        cfg.model.data_preprocessor.size = (size, size)
+    else:
+        cfg.val_evaluator.ann_file = str(root / 'annotations' / 'instances_validation.json')
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
-        loader.dataset.data_root = str(folder / 'segment')
-        loader.batch_size = 4
-    cfg.val_dataloader.dataset.pipeline[1].scale = size
+        loader.dataset.data_root = str(root)
+        loader.batch_size = batch
+    cfg.train_dataloader.sampler = dict(type='InfiniteSampler', shuffle=True)
+    cfg.val_dataloader.dataset.pipeline[1].scale = (size, size)
     cfg.test_dataloader = cfg.test_cfg = cfg.test_evaluator = None
-    cfg.train_cfg.update(max_iters=budget.finetune, val_interval=budget.val_interval)
-    warm_up, decay = cfg.param_scheduler
-    warm_up.end = decay.begin = max(1, budget.finetune // 8)
-    decay.end = budget.finetune
-    cfg.default_hooks.checkpoint.interval = -1
+    cfg.train_cfg = dict(
+        type='IterBasedTrainLoop', max_iters=iterations, val_interval=val_interval or iterations
+    )
+    warm_up = max(1, iterations // 8)
+    cfg.param_scheduler = [
+        dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=warm_up),
+        dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=warm_up, end=iterations),
+    ]
+    cfg.log_processor = dict(by_epoch=False)
+    cfg.default_hooks.checkpoint = None
+
+
+def train_and_score(cfg: Config) -> dict[str, dict[str, float]]:
+    """Train as a config says; the metrics of every evaluation, by iteration."""
     recorder = _ScoreRecorder()
     runner = build_runner(cfg)
     runner.register_hook(recorder)
@@ -155,10 +209,10 @@ def segment(
 
 class _ScoreRecorder(Hook):
     def __init__(self) -> None:
-        self.scores: dict[str, float] = {}
+        self.scores: dict[str, dict[str, float]] = {}
 
     def after_val_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
-        self.scores[str(runner.iter)] = float(metrics['mIoU'])
+        self.scores[str(runner.iter)] = {name: float(value) for name, value in metrics.items()}
 
 
 def _classifier(seed: int, **options) -> nn.Module:
@@ -239,14 +293,14 @@ def warm_start_tables(log: RunLog) -> str:
     """Markdown: accuracy right after conversion, then scores by iteration; mean and spread."""
     pretrained = [r['accuracy'] for r in log.records if r['run'] == 'pretrain']
     lines = ['| attention, landmarks, image side | accuracy |', '|---|---:|']
-    lines += [f'| {name} | {_spread(a[name] for a in pretrained)} |' for name in pretrained[0]]
+    lines += [f'| {name} | {spread(a[name] for a in pretrained)} |' for name in pretrained[0]]
     for title, prefix, key in SCORES:
         runs = _runs(log, prefix, key)
         iterations = list(next(iter(runs.values()))[0])
         lines += ['', f'| {title}: start, landmarks | {" | ".join(iterations)} |']
         lines.append('|---|' + '---:|' * len(iterations))
         for name, scores in runs.items():
-            cells = ' | '.join(_spread(s[i] for s in scores) for i in iterations)
+            cells = ' | '.join(spread(s[i] for s in scores) for i in iterations)
             lines.append(f'| {name} | {cells} |')
     return '\n'.join(lines)
 
@@ -255,9 +309,11 @@ def _runs(log: RunLog, prefix: str, key: str) -> dict[str, list[dict[str, float]
     return {name: [r[key] for r in log.records if r['run'] == prefix + name] for name, *_ in KINDS}
 
 
-def _spread(values: Iterable[float]) -> str:
+def spread(values: Iterable[float]) -> str:
+    """Mean and standard deviation, as tables have them; of one value, that value."""
     values = list(values)
-    return f'{statistics.mean(values):.1f} ± {statistics.stdev(values) if values[1:] else 0:.1f}'
+    mean = f'{statistics.mean(values):.1f}'
+    return f'{mean} ± {statistics.stdev(values):.1f}' if values[1:] else mean
 
 
 def plot_warm_start(log: RunLog, path: Path) -> None:

@@ -4,6 +4,16 @@ Five classes of rotated, textured, lit shapes on textured, lit backgrounds with 
 with correct visible masks. Colour hints at the class without deciding it: every class has a hue of
 its own, scattered so widely that it overlaps its neighbours'. Every image depends on the seed and
 its own number alone, so a data set is the same on any machine and grows without changing.
+
+The hard mode asks for global attention. 8 to 20 small objects, a tenth to a fifth of the side
+across, are circles, triangles and crosses. Somewhere among them lie three beacons: discs in the
+hues of the three shapes, each with a white ring on it or a black bar. The class of an object is its
+shape *and the mark of its shape's beacon*: the same circle is a 'ring circle' in one image and a
+'bar circle' in another, while the crosses beside it may be either. Nothing else tells the two
+apart: objects, colours, places and background are drawn alike under both. A network that sees only
+a window around an object is left to guess one of two; one that looks the right beacon up across the
+image is not. Ring and bar are classes of their own, so that seeing a beacon is taught directly and
+looking it up is what is hard.
 """
 
 from __future__ import annotations
@@ -12,6 +22,7 @@ import colorsys
 import json
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,12 +35,20 @@ CLASSES = ('circle', 'square', 'triangle', 'star', 'cross')
 PALETTE = ((220, 20, 60), (0, 140, 255), (60, 180, 75), (255, 190, 0), (145, 30, 180))
 # Label map: 0 is unlabelled as in ADE20K (nothing here is), then background, then the shapes.
 SEMANTIC_CLASSES = ('background', *CLASSES)
+HARD_SHAPES = ('circle', 'triangle', 'cross')
+BEACONS = ('ring', 'bar')  # by their marks, white and black
+MARK_GREYS = (235, 20)
+# Objects first, the mark changing fastest, then the beacons themselves.
+HARD_CLASSES = (*(f'{mark} {shape}' for shape in HARD_SHAPES for mark in BEACONS), *BEACONS)
 SPLITS = ('training', 'validation')
 FOLDER_SPLITS = ('train', 'validation')  # as timm calls them
 
 DRAWING = 1  # to be raised whenever the same spec would draw other pictures
 OBJECTS = (2, 5)  # per image, inclusive
 RADIUS = (0.13, 0.26)  # of the image's side
+HARD_OBJECTS = (8, 20)
+HARD_RADIUS = (0.06, 0.1)
+BEACON_RADIUS = (0.09, 0.1)
 HUE_SCATTER = 22  # degrees, standard deviation; the classes' own hues are 72 degrees apart
 MIN_VISIBLE = 0.4  # share of an object that must stay visible under those drawn later
 SUPERSAMPLE = 4  # shapes are drawn this much larger, for smooth edges
@@ -45,17 +64,28 @@ class ShapesSpec:
         val: number of held-out images.
         size: side of the square images, pixels.
         seed: seed of everything drawn.
+        hard: the hard mode, with the classes HARD_CLASSES.
     """
 
     train: int = 1000
     val: int = 200
     size: int = 128
     seed: int = 0
+    hard: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (('train', 1), ('val', 1), ('size', 32), ('seed', 0)):
             if getattr(self, name) < least:
                 raise ValueError(f'{name}={getattr(self, name)}: expected at least {least}')
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes; the label map has 'background' before them."""
+        return HARD_CLASSES if self.hard else CLASSES
+
+    def describe(self) -> dict:
+        """What the files say of it. ``hard`` only where it is on: data sets older than it hold."""
+        return {key: value for key, value in asdict(self).items() if key != 'hard' or value}
 
 
 def write_dataset(
@@ -83,9 +113,12 @@ def write_dataset(
 
     Raises:
         FileExistsError: the folder holds something else and ``force`` is off.
+        ValueError: the hard mode for classification, which it has not.
     """
+    if spec.hard and classification:
+        raise ValueError('the hard mode is for segmentation and detection, not classification')
     root = Path(root)
-    wanted = dict(drawing=DRAWING, **asdict(spec))
+    wanted = dict(drawing=DRAWING, **spec.describe())
     if classification:
         wanted['task'] = 'classification'
     if root.exists() and any(root.iterdir()) and not force:
@@ -124,27 +157,77 @@ def draw_scene(
         The image (size, size, 3) uint8 BGR; the class of each of n objects, indices into
         CLASSES; their visible masks (n, size, size) bool, disjoint.
     """
-    image = _background(rng, size)
-    labels: list[int] = []
-    masks: list[np.ndarray] = []
-    full_areas: list[int] = []
+    scene = _Scene(_background(rng, size))
     single = label is not None
     wanted = 1 if single else int(rng.integers(OBJECTS[0], OBJECTS[1] + 1))
     for _ in range(5 * wanted):
-        if len(labels) == wanted:
+        if len(scene.labels) == wanted:
             break
         label = label if single else int(rng.integers(len(CLASSES)))
-        alpha = _shape_alpha(rng, CLASSES[label], size)
+        alpha = _shape_alpha(rng, CLASSES[label], size, RADIUS)
+        if not scene.hides(alpha):
+            scene.add(_paint(rng, scene.image, alpha, label), alpha, label)
+    return scene.finish()
+
+
+def draw_hard_scene(
+    rng: np.random.Generator, size: int
+) -> tuple[np.ndarray, list[int], np.ndarray]:
+    """One image of the hard mode; see :func:`draw_scene`. Labels are indices into HARD_CLASSES.
+
+    The beacons are the last objects and keep clear of each other, so nothing hides them.
+    """
+    scene = _Scene(_background(rng, size))
+    marks = rng.integers(len(BEACONS), size=len(HARD_SHAPES)).tolist()  # of each shape's beacon
+    wanted = int(rng.integers(HARD_OBJECTS[0], HARD_OBJECTS[1] + 1))
+    for _ in range(5 * wanted):
+        if len(scene.labels) == wanted:
+            break
+        index = int(rng.integers(len(HARD_SHAPES)))
+        shape = HARD_SHAPES[index]
+        alpha = _shape_alpha(rng, shape, size, HARD_RADIUS)
+        if not scene.hides(alpha):
+            image = _paint(rng, scene.image, alpha, CLASSES.index(shape))
+            scene.add(image, alpha, index * len(BEACONS) + marks[index])
+    taken = np.zeros((size, size), bool)
+    for shape, mark in zip(HARD_SHAPES, marks):
+        disc, drawn = _beacon_alphas(rng, BEACONS[mark], size)
+        while scene.hides(disc) or (taken & (disc > 0)).any():
+            disc, drawn = _beacon_alphas(rng, BEACONS[mark], size)
+        taken |= disc > 0
+        hue = colorsys.hsv_to_rgb(CLASSES.index(shape) / len(CLASSES), 1, 0.9)
+        light, drawn = _light(rng, size), drawn[..., None]
+        surface = light * (255 * np.array(hue[::-1]) * (1 - drawn) + MARK_GREYS[mark] * drawn)
+        image = scene.image + disc[..., None] * (surface - scene.image)
+        scene.add(image, disc, len(HARD_SHAPES) * len(BEACONS) + mark)
+    return scene.finish()
+
+
+class _Scene:
+    """An image while objects are laid on it, each over those before."""
+
+    def __init__(self, background: np.ndarray) -> None:
+        self.image = background  # (size, size, 3) float BGR
+        self.labels: list[int] = []
+        self.masks: list[np.ndarray] = []
+        self.areas: list[int] = []  # before anything was laid over
+
+    def hides(self, alpha: np.ndarray) -> bool:
+        """Would an object of this coverage leave too little of an earlier one?"""
+        remaining = [(mask & ~(alpha > 0.5)).sum() for mask in self.masks]
+        return any(left < MIN_VISIBLE * full for left, full in zip(remaining, self.areas))
+
+    def add(self, image: np.ndarray, alpha: np.ndarray, label: int) -> None:
         mask = alpha > 0.5
-        remaining = [(m & ~mask).sum() for m in masks]
-        if any(left < MIN_VISIBLE * full for left, full in zip(remaining, full_areas)):
-            continue  # it would hide an earlier object
-        image = _paint(rng, image, alpha, label)
-        masks = [m & ~mask for m in masks]
-        labels.append(label)
-        masks.append(mask)
-        full_areas.append(mask.sum())
-    return image.round().clip(0, 255).astype(np.uint8), labels, np.stack(masks)
+        self.image = image
+        self.masks = [m & ~mask for m in self.masks]
+        self.masks.append(mask)
+        self.labels.append(label)
+        self.areas.append(mask.sum())
+
+    def finish(self) -> tuple[np.ndarray, list[int], np.ndarray]:
+        image = self.image.round().clip(0, 255).astype(np.uint8)
+        return image, self.labels, np.stack(self.masks)
 
 
 def _read_spec(root: Path) -> dict | None:
@@ -159,14 +242,14 @@ def _write_split(root: Path, split: str, count: int, spec: ShapesSpec, index: in
     images.mkdir(parents=True)
     labels.mkdir(parents=True)
     coco = dict(
-        info=dict(description='mmivit shapes', **asdict(spec)),
+        info=dict(description='mmivit shapes', **spec.describe()),
         images=[],
         annotations=[],
-        categories=[dict(id=i + 1, name=name) for i, name in enumerate(CLASSES)],
+        categories=[dict(id=i + 1, name=name) for i, name in enumerate(spec.classes)],
     )
     for number in tqdm(range(count), desc=f'drawing {split}', mininterval=2):
         rng = np.random.default_rng((spec.seed, index, number))
-        image, classes, masks = draw_scene(rng, spec.size)
+        image, classes, masks = (draw_hard_scene if spec.hard else draw_scene)(rng, spec.size)
         name = f'{number:06d}'
         cv2.imwrite(str(images / f'{name}.jpg'), image, (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))
         semantic = np.ones((spec.size, spec.size), np.uint8)  # background
@@ -269,13 +352,37 @@ def _light(rng: np.random.Generator, size: int) -> np.ndarray:
     return (1 + strength * (x * math.cos(angle) + y * math.sin(angle)))[..., None]
 
 
-def _shape_alpha(rng: np.random.Generator, name: str, size: int) -> np.ndarray:
+def _shape_alpha(
+    rng: np.random.Generator, name: str, size: int, radii: tuple[float, float]
+) -> np.ndarray:
     """(size, size) coverage in [0, 1] of a shape at a random place, size and rotation."""
-    radius = rng.uniform(*RADIUS) * size
+    return _coverage([_place(rng, size, radii)(_outline(name))], size)
+
+
+def _beacon_alphas(rng: np.random.Generator, mark: str, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """(size, size) coverage of a beacon at a random place, and of the mark on it."""
+    place = _place(rng, size, BEACON_RADIUS)
+    disc = _outline('circle')
+    ring = [0.75 * disc, 0.4 * disc]
+    bar = [np.array([[-0.8, -0.25], [0.8, -0.25], [0.8, 0.25], [-0.8, 0.25]])]
+    outlines = dict(ring=ring, bar=bar)[mark]
+    return _coverage([place(disc)], size), _coverage([place(part) for part in outlines], size)
+
+
+def _place(
+    rng: np.random.Generator, size: int, radii: tuple[float, float]
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Takes outlines in the unit circle to one random place, size and rotation, in pixels."""
+    radius = rng.uniform(*radii) * size
     centre = rng.uniform(0.8 * radius, size - 0.8 * radius, 2)
-    outline = centre + radius * _outline(name) @ _rotation(rng.uniform(0, 2 * math.pi))
+    rotation = _rotation(rng.uniform(0, 2 * math.pi))
+    return lambda outline: centre + radius * outline @ rotation
+
+
+def _coverage(outlines: list[np.ndarray], size: int) -> np.ndarray:
+    """(size, size) coverage in [0, 1] of polygons in pixels; one inside another is a hole."""
     canvas = np.zeros((size * SUPERSAMPLE, size * SUPERSAMPLE), np.uint8)
-    cv2.fillPoly(canvas, [np.round(outline * SUPERSAMPLE).astype(np.int32)], 255)
+    cv2.fillPoly(canvas, [np.round(o * SUPERSAMPLE).astype(np.int32) for o in outlines], 255)
     return cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA) / 255.0
 
 

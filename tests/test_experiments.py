@@ -56,7 +56,7 @@ def test_warm_start_goes_on_where_it_was_killed(tmp_path, monkeypatch):
     table = warm_start_tables(log)
     assert '| mhsa at 32 |' in table
     assert '| accuracy (%), classification: start, landmarks | 1 | 2 | 3 | 4 |' in table
-    assert '| warm start, 14 | 1.0 ± 0.0 | 2.0 ± 0.0 |' in table
+    assert '| warm start, 14 | 1.0 | 2.0 |' in table
     experiments.plot_warm_start(log, tmp_path / 'curve.png')
     assert (tmp_path / 'curve.png').read_bytes().startswith(b'\x89PNG')
 
@@ -66,3 +66,20 @@ def test_the_log_is_read_back(tmp_path):
     log = RunLog(tmp_path / 'runs.jsonl')
     assert log.get(run='a', seed=1) == json.loads((tmp_path / 'runs.jsonl').read_text())
     assert log.get(run='a', seed=2) is None
+
+
+def test_a_torn_last_line_is_dropped(tmp_path):
+    path = tmp_path / 'runs.jsonl'
+    log = RunLog(path)
+    log.add(run='a', seed=1)
+    log.add(run='a', seed=2)
+    path.write_bytes(path.read_bytes()[:-5])
+    log = RunLog(path)
+    assert log.records == [dict(run='a', seed=1)]
+    log.add(run='a', seed=3)
+    assert RunLog(path).records == [dict(run='a', seed=1), dict(run='a', seed=3)]
+    path.write_text('{"run": ')
+    assert RunLog(path).records == []
+    path.write_text('no record\n{}\n')
+    with pytest.raises(ValueError, match='line 1'):
+        RunLog(path)

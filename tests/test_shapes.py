@@ -1,5 +1,6 @@
 """The drawn data set, read back by the stock data sets and by pycocotools."""
 
+import hashlib
 import json
 
 import cv2
@@ -12,16 +13,21 @@ from pycocotools.coco import COCO
 from timm.data import create_dataset
 
 from mmivit.shapes import (
+    BEACONS,
     CLASSES,
+    HARD_CLASSES,
+    HARD_SHAPES,
     PALETTE,
     SEMANTIC_CLASSES,
     ShapesSpec,
+    draw_hard_scene,
     draw_scene,
     write_dataset,
 )
 from tests.conftest import CONFIGS, run_tool
 
 SPEC = ShapesSpec(train=5, val=2, size=64, seed=3)
+HARD = ShapesSpec(train=5, val=2, size=64, seed=3, hard=True)
 
 
 @pytest.fixture
@@ -32,6 +38,67 @@ def root(tmp_path):
 
 def files(root):
     return {p.relative_to(root): p.read_bytes() for p in root.rglob('*') if p.is_file()}
+
+
+def test_the_ordinary_mode_draws_what_it_drew_before_there_was_a_hard_one(root):
+    image, labels, _ = draw_scene(np.random.default_rng((0, 0, 0)), 64)
+    assert labels == [2, 4, 0]
+    assert hashlib.sha256(image.tobytes()).hexdigest().startswith('aa3d4cafb3b3606a')
+    assert json.loads((root / 'shapes.json').read_text()).keys() == {
+        'drawing',
+        'train',
+        'val',
+        'size',
+        'seed',
+    }
+
+
+def test_hard_mode_is_deterministic_and_read_by_stock_coco(tmp_path):
+    for name in ('once', 'again'):
+        assert write_dataset(tmp_path / name, HARD)
+    assert files(tmp_path / 'once') == files(tmp_path / 'again')
+    assert not write_dataset(tmp_path / 'once', HARD)
+    with pytest.raises(FileExistsError):
+        write_dataset(tmp_path / 'once', SPEC)
+    with pytest.raises(ValueError, match='not classification'):
+        write_dataset(tmp_path / 'new', HARD, classification=True)
+    coco = CocoDataset(
+        data_root=str(tmp_path / 'once'),
+        ann_file='annotations/instances_training.json',
+        data_prefix=dict(img='images/training/'),
+        metainfo=dict(classes=HARD_CLASSES),
+        pipeline=[],
+    )
+    assert len(coco) == HARD.train
+    assert all(len(coco.get_data_info(i)['instances']) >= 8 for i in range(len(coco)))
+    label_map = cv2.imread(
+        str(tmp_path / 'once/annotations/training/000000.png'), cv2.IMREAD_UNCHANGED
+    )
+    drawn = {instance['bbox_label'] for instance in coco.get_data_info(0)['instances']}
+    assert set(np.unique(label_map)) == {1} | {label + 2 for label in drawn}
+
+
+def test_hard_objects_have_the_mark_of_the_beacon_in_their_hue():
+    seen = set()
+    for number in range(12):
+        image, labels, masks = draw_hard_scene(np.random.default_rng(number), 128)
+        assert masks.sum(0).max() == 1
+        assert masks.any((1, 2)).all()
+        assert max(mask.sum() for mask in masks) < np.pi * (0.11 * 128) ** 2
+        *objects, first, second, third = zip(labels, masks)
+        assert 8 <= len(objects) <= 20
+        marks = {}
+        for label, mask in (first, second, third):
+            hue, saturation, _ = cv2.cvtColor(image, cv2.COLOR_BGR2HSV)[mask].T
+            vivid = np.exp(2j * np.pi * hue[saturation > 200] / 180).sum()  # hues are a circle
+            fifth = round(np.angle(vivid) / (2 * np.pi) * len(CLASSES)) % len(CLASSES)
+            marks[CLASSES[fifth]] = HARD_CLASSES[label]
+        assert set(marks) == set(HARD_SHAPES)
+        for label, _ in objects:
+            mark, shape = HARD_CLASSES[label].split()
+            assert mark == marks[shape]
+            seen.add(label)
+    assert len(seen) == len(HARD_SHAPES) * len(BEACONS)
 
 
 def test_deterministic_by_seed(root, tmp_path):
@@ -155,4 +222,7 @@ def test_command(tmp_path):
     assert refused.returncode == 1
     assert '--force' in refused.stderr
     assert 'Traceback' not in refused.stderr
+    hard = run_tool('make_shapes.py', 'hard', '--hard', *args[1:], cwd=tmp_path)
+    assert hard.returncode == 0, hard.stderr
+    assert json.loads((tmp_path / 'hard/shapes.json').read_text())['hard']
     assert 'at least 32' in run_tool('make_shapes.py', 'x', '--size', 8, cwd=tmp_path).stderr

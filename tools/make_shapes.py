@@ -1,6 +1,7 @@
 """Draw the built-in data set: instances in COCO's format, label maps in ADE20K's.
 
 python tools/make_shapes.py data/shapes
+python tools/make_shapes.py data/shapes_hard --hard                    classes by a distant cue
 python tools/make_shapes.py data/shapes_folder --classification        for timm
 """
 
@@ -19,12 +20,17 @@ def main() -> None:
     parser.add_argument('--size', type=int, default=default.size, help='side in pixels')
     parser.add_argument('--seed', type=int, default=default.seed)
     parser.add_argument(
+        '--hard',
+        action='store_true',
+        help='many small objects whose class depends on a beacon elsewhere in the image',
+    )
+    parser.add_argument(
         '--classification', action='store_true', help='one object per image, a folder per class'
     )
     parser.add_argument('--force', action='store_true', help='replace what the folder holds')
     args = parser.parse_args()
     try:
-        spec = ShapesSpec(args.train, args.val, args.size, args.seed)
+        spec = ShapesSpec(args.train, args.val, args.size, args.seed, args.hard)
         written = write_dataset(args.root, spec, args.force, args.classification)
     except (ValueError, OSError) as error:
         sys.exit(f'make_shapes: {error}')

@@ -1,0 +1,148 @@
+"""The ablations: which runs there are, and all of it once, as small as it goes."""
+
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+
+from mmivit.ablation import (
+    GROUPS,
+    PEERS,
+    PRESETS,
+    TRUNK,
+    Preset,
+    Run,
+    VariantAccuracy,
+    ablate,
+    ablation_tables,
+    peer_costs,
+    plan,
+    plot_ablation,
+    run_config,
+)
+from mmivit.experiments import RunLog
+from mmivit.models import IViT
+from mmivit.shapes import HARD_CLASSES, SEMANTIC_CLASSES
+from tests.conftest import CONFIGS, run_tool
+
+TINY = Preset(
+    size=32,
+    images=4,
+    held_out=2,
+    batch=2,
+    iterations=2,
+    peer_iterations=2,
+    seeds=2,
+    other_seeds=1,
+)
+
+
+def runs_of(rows, *key):
+    return next(runs for *found, runs in rows if tuple(found) == key)
+
+
+def test_groups_share_their_runs():
+    groups = plan(PRESETS['quick'])
+    assert tuple(groups) == GROUPS
+    imhsa = runs_of(groups['attention'], 'imhsa', None)
+    assert [run.seed for run in imhsa] == [0, 1, 2]
+    assert runs_of(groups['interaction'], 'post', None) == imhsa
+    assert runs_of(groups['heads'], 'imhsa', 4) == imhsa[:1]
+    assert runs_of(groups['tokens'], 'imhsa', 36) == imhsa[:1]
+    assert runs_of(groups['landmarks'], 'imhsa', 7) == runs_of(groups['tokens'], 'imhsa', 144)
+    decomposed = runs_of(groups['attention'], 'decomposed', None)
+    assert runs_of(groups['interaction'], 'none', None) == decomposed
+    every = {run for rows in groups.values() for *_, runs in rows for run in runs}
+    # attentions and interactions; other head counts; larger images; peers in two tasks
+    assert len(every) == 6 * 3 + 2 * 3 + (4 + 2) + 2 * 4
+    assert len({run.name for run in every}) == len(every)
+
+
+@pytest.mark.parametrize('preset', PRESETS)
+def test_every_run_has_a_model(preset, tmp_path):
+    for rows in plan(PRESETS[preset]).values():
+        for *_, (run, *_) in rows:
+            cfg = run_config(run, tmp_path, CONFIGS)
+            assert cfg.model.backbone.type == PEERS[run.backbone]['type']
+            if cfg.model.backbone.type == 'mmivit.IViT':
+                settings = {k: v for k, v in cfg.model.backbone.items() if k != 'type'}
+                IViT(**settings)
+                assert (settings['arch'] == TRUNK) == (run.task == 'light')
+
+
+def test_peers_are_of_like_size():
+    ours, *others = (costs := peer_costs()).values()
+    assert set(costs) == set(PEERS)
+    for other in others:
+        assert other.parameters == pytest.approx(ours.parameters, rel=0.15)
+        assert other.macs == pytest.approx(ours.macs, rel=0.15)
+
+
+def test_variant_accuracy_counts_where_the_shape_is_right():
+    names = (SEMANTIC_CLASSES[0], *HARD_CLASSES)
+
+    def sample(label, predicted):
+        maps = dict(gt_sem_seg=label, pred_sem_seg=predicted)
+        return {
+            key: dict(data=torch.tensor([[[names.index(name) for name in value]]]))
+            for key, value in maps.items()
+        }
+
+    metric = VariantAccuracy()
+    label = ['ring circle', 'ring circle', 'bar cross', 'ring circle', 'background', 'bar', 'ring']
+    first = ['ring circle', 'bar circle', 'bar cross', 'ring cross', 'ring cross', 'ring', 'ring']
+    metric.process({}, [sample(label, first)])
+    metric.process({}, [sample(label[:1], ['background']), sample(label[:1], ['bar circle'])])
+    # right, wrong, right; another shape, background and beacons don't count; wrong
+    assert metric.evaluate(3) == {'variant': 50.0}
+    metric.process({}, [sample(['background'], ['ring'])])
+    assert metric.evaluate(1) == {'variant': 0.0}
+
+
+def test_all_of_it_and_on_from_a_torn_line(tmp_path, capfd):
+    only = ('attention', 'landmarks', 'peers')
+    log, rows = ablate(tmp_path, CONFIGS, TINY, only, jobs=1)
+    assert tuple(rows) == only
+    assert len(log.records) == 4 * 2 + 3 + 2 * 4
+    path = tmp_path / 'runs.jsonl'
+    whole = path.read_text()
+    path.write_text(whole[:-9])
+    last = log.records[-1]
+    log, rows = ablate(tmp_path, CONFIGS, TINY, only, jobs=1)
+    assert path.read_text().splitlines()[:-1] == whole.splitlines()[:-1]
+    again = log.records[-1]
+    assert {**again, 'seconds': 0} == {**last, 'seconds': 0}
+    assert again.keys() == {*asdict(Run(1, 1, 1)), 'score', 'seconds'}
+    table = ablation_tables(log, rows)
+    assert '| attention | mIoU (%) | variant accuracy (%) | n |' in table
+    assert '| peers | mIoU (%) | variant accuracy (%) | segm mAP50 (%) | bbox mAP50 (%) |' in table
+    plot_ablation(log, rows, tmp_path / 'plot.png')
+    assert (tmp_path / 'plot.png').read_bytes().startswith(b'\x89PNG')
+    assert '19 of 19 runs' in capfd.readouterr().err
+
+
+def test_mean_and_spread_are_those_of_the_seeds(tmp_path):
+    log = RunLog(tmp_path / 'runs.jsonl')
+    rows = {'attention': plan(replace(TINY, seeds=3))['attention']}
+    for _, _, runs in rows['attention']:
+        for run, value in zip(runs, (1.0, 2.0, 6.0)):
+            log.add(**asdict(run), score={'mIoU': value}, seconds=1.0)
+    assert '| imhsa | 3.0 ± 2.6 | 3 |' in ablation_tables(log, rows)
+
+
+def test_a_failed_run_is_named(tmp_path):
+    with pytest.raises(RuntimeError, match=r"attention='mhsa'.*log\.txt"):
+        ablate(tmp_path, tmp_path / 'no_configs', TINY, ('attention',), jobs=1)
+
+
+def test_command_refuses_in_one_line(tmp_path):
+    (tmp_path / 'file').write_text('')
+    for args, message in (
+        (('--preset', 'quick', '--only', 'nonsense'), "invalid choice: 'nonsense'"),
+        ((), 'required: --preset'),
+        (('--preset', 'quick', '--out', 'file'), 'ablate: '),
+    ):
+        refused = run_tool('analysis/ablate.py', *args, cwd=tmp_path)
+        assert refused.returncode != 0
+        assert message in refused.stderr.splitlines()[-1]
+        assert 'Traceback' not in refused.stderr

@@ -1,0 +1,44 @@
+"""What attention, interaction, landmarks, heads and tokens are worth, and iViT beside its peers.
+
+    python tools/analysis/ablate.py --preset quick                      half an hour on 2 CPU cores
+    python tools/analysis/ablate.py --preset full                       a GPU, or a long night
+    python tools/analysis/ablate.py --preset quick --only attention heads
+
+Trains from scratch on the hard drawn data. Killed, it goes on where it was when started again.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from mmivit.ablation import GROUPS, PRESETS, ablate, ablation_tables, plot_ablation
+
+CONFIGS = Path(__file__).parents[2] / 'configs'
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description='Ablations from scratch on the hard drawn data.')
+    parser.add_argument('--preset', choices=PRESETS, required=True, help='how much is trained')
+    parser.add_argument(
+        '--out',
+        type=Path,
+        help='data, runs.jsonl, ablation.md, ablation.png; work_dirs/ablate_PRESET if not given',
+    )
+    parser.add_argument('--only', nargs='+', choices=GROUPS, default=GROUPS, metavar='GROUP')
+    parser.add_argument(
+        '--jobs', type=int, default=0, help='runs at a time; as many as CPU cores, up to 8'
+    )
+    args = parser.parse_args()
+    out = args.out or Path(f'work_dirs/ablate_{args.preset}')
+    try:
+        log, rows = ablate(out, CONFIGS, PRESETS[args.preset], args.only, args.jobs)
+    except (ValueError, OSError) as error:
+        sys.exit(f'ablate: {error}')
+    tables = ablation_tables(log, rows)
+    (out / 'ablation.md').write_text(tables)
+    plot_ablation(log, rows, out / 'ablation.png')
+    print(f'{tables}\n{out / "ablation.md"}, .png, {log.path.name}')
+
+
+if __name__ == '__main__':
+    main()
