@@ -17,14 +17,19 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
+from mmengine.hooks import Hook
 from mmengine.registry import METRICS, MODELS, DefaultScope
+from mmengine.runner import Runner
+from torch import Tensor
 from tqdm import tqdm
 
 from mmivit.analysis import Cost, count_cost
+from mmivit.attention_maps import head_diversity
 from mmivit.experiments import RunLog, set_budget, spread, train_and_score
 from mmivit.models.attention import ATTENTIONS, INTERACTIONS
 from mmivit.shapes import BEACONS, HARD_SHAPES, ShapesSpec, write_dataset
@@ -58,6 +63,13 @@ PEERS = {
     ),
 }
 TASKS = dict(light=1, upernet=2, mask_rcnn=4)  # and about how long they take, per pixel
+DIVERSITY = {  # what is recorded of heads, and how tables call it
+    'map_cosine': "maps' cosine",
+    'output_cka': "outputs' CKA",
+    'effective_rank': "maps' effective rank",
+}
+DIVERSITY_IMAGES = 8
+DIVERSITY_OF = ('attention', 'heads')
 UNITS = {  # of what a group varies, where that is a number
     'landmarks': "side of the landmarks' grid",
     'heads': 'heads in stage 3',
@@ -90,6 +102,10 @@ class Preset:
     seeds: int = 3
     other_seeds: int = 1
     landmarks_of: Sequence[str] = ('imhsa',)
+
+    def __post_init__(self) -> None:
+        if min(self.seeds, self.other_seeds) < 1:
+            raise ValueError(f'seeds={self.seeds}, {self.other_seeds}: expected at least 1')
 
 
 PRESETS = {
@@ -268,12 +284,14 @@ def train(run: Run, root: Path, configs: Path, folder: Path) -> dict[str, object
     start = time.perf_counter()
     cfg = run_config(run, root, configs)
     cfg.work_dir = str(folder / 'work_dirs' / run.name)
-    (metrics,) = train_and_score(cfg).values()
+    diversity = DiversityRecorder()
+    (metrics,) = train_and_score(cfg, *([diversity] if run.task == 'light' else [])).values()
     if run.task == 'mask_rcnn':
         score = {f'{kind} mAP50': 100 * metrics[f'coco/{kind}_mAP_50'] for kind in ('segm', 'bbox')}
     else:
         score = {'mIoU': metrics['mIoU'], 'variant accuracy': metrics['variant']}
-    return dict(score=score, seconds=round(time.perf_counter() - start, 1))
+    seconds = round(time.perf_counter() - start, 1)
+    return dict(score=score, seconds=seconds, diversity=diversity.measured)
 
 
 def run_config(run: Run, root: Path, configs: Path) -> Config:
@@ -319,6 +337,32 @@ def run_config(run: Run, root: Path, configs: Path) -> Config:
         loader.update(num_workers=0, persistent_workers=False)  # the other runs keep cores busy
         loader.dataset.metainfo = dict(classes=classes)
     return cfg
+
+
+class DiversityRecorder(Hook):
+    """How alike heads are before and after training: means over stage 3's layers and some images.
+
+    Attributes:
+        measured: by 'before' and 'after', the value of each of DIVERSITY.
+    """
+
+    def __init__(self) -> None:
+        self.measured: dict[str, dict[str, float]] = {}
+
+    def before_train(self, runner: Runner) -> None:
+        self.measured['before'] = self._measure(runner)
+
+    def after_train(self, runner: Runner) -> None:
+        self.measured['after'] = self._measure(runner)
+
+    def _measure(self, runner: Runner) -> dict[str, float]:
+        images: list[Tensor] = []
+        for batch in runner.val_dataloader:
+            images += runner.model.data_preprocessor(batch, False)['inputs']
+            if len(images) >= DIVERSITY_IMAGES:
+                break
+        layers = [r for r in head_diversity(runner.model, images) if 'stages.2.' in r.layer]
+        return {name: fmean(getattr(layer, name) for layer in layers) for name in DIVERSITY}
 
 
 @METRICS.register_module()
@@ -375,7 +419,24 @@ def ablation_tables(log: RunLog, rows: dict[str, list[Row]]) -> str:
                 cells += [f'{cost.parameters / 1e6:.2f} M', f'{cost.macs / 1e6:.0f} M']
             lines.append(f'| {" | ".join(cells)} |')
         lines.append('')
+        if group in DIVERSITY_OF:
+            lines += _diversity_table(log, group, group_rows)
     return '\n'.join(lines)
+
+
+def _diversity_table(log: RunLog, group: str, rows: list[Row]) -> list[str]:
+    """How alike heads are, before and after training."""
+    when = ('before', 'after')
+    heads = [f'{title}, {moment}' for title in DIVERSITY.values() for moment in when]
+    lines = [f'| {group} | {" | ".join(heads)} |', '|---|' + '---:|' * len(heads)]
+    for name, number, runs in rows:
+        cells = [name if number is None else f'{name}, {number}']
+        for key in DIVERSITY:
+            for moment in when:
+                values = [record['diversity'][moment][key] for record in _records(log, runs)]
+                cells.append(spread(values, digits=2))
+        lines.append(f'| {" | ".join(cells)} |')
+    return [*lines, '']
 
 
 def plot_ablation(log: RunLog, rows: dict[str, list[Row]], path: Path) -> None:

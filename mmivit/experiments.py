@@ -198,11 +198,12 @@ def set_budget(
     cfg.default_hooks.checkpoint = None
 
 
-def train_and_score(cfg: Config) -> dict[str, dict[str, float]]:
-    """Train as a config says; the metrics of every evaluation, by iteration."""
+def train_and_score(cfg: Config, *hooks: Hook) -> dict[str, dict[str, float]]:
+    """Train as a config says, with further hooks; the metrics of every evaluation, by iteration."""
     recorder = _ScoreRecorder()
     runner = build_runner(cfg)
-    runner.register_hook(recorder)
+    for hook in (recorder, *hooks):
+        runner.register_hook(hook)
     runner.train()
     return recorder.scores
 
@@ -309,11 +310,11 @@ def _runs(log: RunLog, prefix: str, key: str) -> dict[str, list[dict[str, float]
     return {name: [r[key] for r in log.records if r['run'] == prefix + name] for name, *_ in KINDS}
 
 
-def spread(values: Iterable[float]) -> str:
+def spread(values: Iterable[float], digits: int = 1) -> str:
     """Mean and standard deviation, as tables have them; of one value, that value."""
     values = list(values)
-    mean = f'{statistics.mean(values):.1f}'
-    return f'{mean} ± {statistics.stdev(values):.1f}' if values[1:] else mean
+    mean = f'{statistics.mean(values):.{digits}f}'
+    return f'{mean} ± {statistics.stdev(values):.{digits}f}' if values[1:] else mean
 
 
 def plot_warm_start(log: RunLog, path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mmivit.ablation import (
+    DIVERSITY,
     GROUPS,
     PEERS,
     PRESETS,
@@ -112,8 +113,12 @@ def test_all_of_it_and_on_from_a_torn_line(tmp_path, capfd):
     assert path.read_text().splitlines()[:-1] == whole.splitlines()[:-1]
     again = log.records[-1]
     assert {**again, 'seconds': 0} == {**last, 'seconds': 0}
-    assert again.keys() == {*asdict(Run(1, 1, 1)), 'score', 'seconds'}
+    assert again.keys() == {*asdict(Run(1, 1, 1)), 'score', 'seconds', 'diversity'}
+    measured = log.get(task='light', attention='imhsa')['diversity']
+    assert measured['before'].keys() == measured['after'].keys() == DIVERSITY.keys()
+    assert measured['before'] != measured['after']
     table = ablation_tables(log, rows)
+    assert "| attention | maps' cosine, before | maps' cosine, after |" in table
     assert '| attention | mIoU (%) | variant accuracy (%) | n |' in table
     assert '| peers | mIoU (%) | variant accuracy (%) | segm mAP50 (%) | bbox mAP50 (%) |' in table
     plot_ablation(log, rows, tmp_path / 'plot.png')
@@ -124,9 +129,10 @@ def test_all_of_it_and_on_from_a_torn_line(tmp_path, capfd):
 def test_mean_and_spread_are_those_of_the_seeds(tmp_path):
     log = RunLog(tmp_path / 'runs.jsonl')
     rows = {'attention': plan(replace(TINY, seeds=3))['attention']}
+    diversity = dict.fromkeys(('before', 'after'), dict.fromkeys(DIVERSITY, 1.0))
     for _, _, runs in rows['attention']:
         for run, value in zip(runs, (1.0, 2.0, 6.0)):
-            log.add(**asdict(run), score={'mIoU': value}, seconds=1.0)
+            log.add(**asdict(run), score={'mIoU': value}, seconds=1.0, diversity=diversity)
     assert '| imhsa | 3.0 ± 2.6 | 3 |' in ablation_tables(log, rows)
 
 

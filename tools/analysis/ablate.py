@@ -9,6 +9,7 @@ Trains from scratch on the hard drawn data. Killed, it goes on where it was when
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from mmivit.ablation import GROUPS, PRESETS, ablate, ablation_tables, plot_ablation
@@ -26,12 +27,18 @@ def main() -> None:
     )
     parser.add_argument('--only', nargs='+', choices=GROUPS, default=GROUPS, metavar='GROUP')
     parser.add_argument(
+        '--seeds', type=int, help="runs of everything; the preset's numbers if not given"
+    )
+    parser.add_argument(
         '--jobs', type=int, default=0, help='runs at a time; as many as CPU cores, up to 8'
     )
     args = parser.parse_args()
     out = args.out or Path(f'work_dirs/ablate_{args.preset}')
+    preset = PRESETS[args.preset]
     try:
-        log, rows = ablate(out, CONFIGS, PRESETS[args.preset], args.only, args.jobs)
+        if args.seeds is not None:
+            preset = replace(preset, seeds=args.seeds, other_seeds=args.seeds)
+        log, rows = ablate(out, CONFIGS, preset, args.only, args.jobs)
     except (ValueError, OSError) as error:
         sys.exit(f'ablate: {error}')
     tables = ablation_tables(log, rows)
