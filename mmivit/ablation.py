@@ -245,7 +245,7 @@ def ablate(
             jobs,
             multiprocessing.get_context('spawn'),
             _start_worker,
-            (folder / 'log.txt', max(1, (os.cpu_count() or 1) // jobs)),
+            (folder / 'log.txt', max(1, torch.get_num_threads() // jobs)),
         ) as pool,
         tqdm(
             total=sum(run.work for run in runs),
