@@ -52,7 +52,7 @@ def test_pieces_do_not_change_the_result(monkeypatch):
     monkeypatch.setattr('mmivit.models.memory.PIECE', 3000)
     monkeypatch.setattr(
         'mmivit.models.ivit.torch.cat',
-        lambda pieces, dim: splits.append(len(pieces)) or TORCH_CAT(pieces, dim),
+        lambda pieces, dim=0: splits.append(len(pieces)) or TORCH_CAT(pieces, dim),
     )
     with torch.no_grad():
         pieces = model(image)

@@ -128,6 +128,11 @@ class MHSA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
+        if torch.jit.is_scripting():
+            return self._forward(x)
+        return by_images(self._forward, x)
+
+    def _forward(self, x: Tensor) -> Tensor:
         q, k, v = self._split_heads(self.qkv(x))  # (B, h, N, d) each
         y = self.attend(x, q, k, v)  # (B, h, N, d)
         # (B, h, N, d) -> (B, N, h, d) -> (B, H, W, C)
@@ -251,12 +256,9 @@ class IMHSA(_Interaction, DecomposedMHSA):
         q_landmarks, k_landmarks = self.project_landmarks(x)
         scale = q.shape[-1] ** -0.5  # applied to the landmarks, the smaller factor
         inputs = (q, k, v, q_landmarks * scale, k_landmarks * scale)
-        if torch.jit.is_scripting():
-            return self._attend(*inputs)
-        if self.training:
+        if self.training and not torch.jit.is_scripting():
             return recompute(self._attend, *inputs)  # else four maps of N x L would be kept
-        size = self.num_heads * q_landmarks.shape[2] * k.shape[2]  # of an image's map
-        return by_images(self._attend, size, *inputs)
+        return self._attend(*inputs)
 
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, q_landmarks: Tensor, k_landmarks: Tensor

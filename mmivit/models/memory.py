@@ -46,20 +46,19 @@ def in_pieces(function: Callable[..., Tensor], x: Tensor, width: int, *others: T
     return torch.cat([function(piece, *others) for piece in x.split(rows, 1)], 1)
 
 
-def by_images(function: Callable[..., Tensor], size: int, *inputs: Tensor) -> Tensor:
-    """``function(*inputs)``, at inference on a CPU some images of the batch at a time.
+def by_images(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``function(x)``, at inference on a CPU as many images at a time as fit a piece.
 
     Args:
-        function: tensors (B, ...) -> (B, ...), each image by itself.
-        size: elements of its widest temporary, per image.
-        inputs: its arguments.
+        function: (B, ...) -> (B, ...), each image by itself.
+        x: its argument.
     """
-    if not is_lean(inputs[0]):
-        return function(*inputs)
-    images = max(1, PIECE // max(1, size))
-    if inputs[0].shape[0] <= images:
-        return function(*inputs)
-    return torch.cat([function(*piece) for piece in zip(*(x.split(images) for x in inputs))])
+    if not is_lean(x):
+        return function(x)
+    images = max(1, PIECE // max(1, x[0].numel()))
+    if x.shape[0] <= images:
+        return function(x)
+    return torch.cat([function(piece) for piece in x.split(images)])
 
 
 def recompute(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
