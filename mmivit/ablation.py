@@ -453,6 +453,7 @@ def plot_ablation(log: RunLog, rows: dict[str, list[Row]], path: Path) -> None:
         len(shown),
         figsize=(4 * len(shown), 3.2 * len(scores)),
         squeeze=False,
+        sharey='row',
         layout='constrained',
     )
     for column, group in enumerate(shown):
@@ -469,6 +470,7 @@ def plot_ablation(log: RunLog, rows: dict[str, list[Row]], path: Path) -> None:
                     axes.set_xticks(list(means), [str(x) for x in means])
                 else:
                     axes.bar(line, means[None], color='C0', alpha=0.4)
+                    axes.tick_params(axis='x', labelsize=8)
                 axes.plot(
                     [line if x is None else x for x, _ in points],
                     [v for _, v in points],
