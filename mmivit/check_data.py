@@ -303,6 +303,12 @@ def _check_segmentation(
         where = f'{folder} holds {dict(there.most_common(3)) or "no file"}'
         report.add([Finding(f'folders without an image named *{dataset.img_suffix}', where)])
         return set(range(classes))
+    if not dataset.ann_file:  # the folder of images is the list, so a missing one goes unnoticed
+        named = {entry.get('seg_map_path') for entry in entries}
+        for root, _, names in os.walk(dataset.data_prefix.get('seg_map_path') or ''):
+            for path in sorted(os.path.join(root, name) for name in names):
+                if path.endswith(dataset.seg_map_suffix) and path not in named:
+                    report.add([Finding('label maps without an image', path, problem=False)])
     check = partial(
         _check_pair,
         load_image=load_image,
