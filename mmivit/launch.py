@@ -46,7 +46,7 @@ def train(
         LaunchError: data, checkpoint or a setting is missing or does not fit.
         CheckpointError: the checkpoint is unsafe, unreadable, or of something else.
     """
-    cfg = _read_config(config, work_dir, cfg_options, launcher)
+    cfg = read_config(config, work_dir, cfg_options, launcher)
     check_channels(cfg)
     check_data(cfg, ('train', 'val'))
     if amp:
@@ -104,7 +104,7 @@ def evaluate(
     Raises:
         LaunchError, CheckpointError: as in :func:`train`.
     """
-    cfg = _read_config(config, work_dir, cfg_options, launcher)
+    cfg = read_config(config, work_dir, cfg_options, launcher)
     if out and cfg.default_scope == 'mmdet' and not out.endswith(('.pkl', '.pickle')):
         raise LaunchError(f'--out {out}: detections are written to a .pkl file')
     check_channels(cfg)
@@ -146,7 +146,7 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
     """
     expected: dict[str, str] = {}  # path -> data root
     for split in splits:
-        for dataset in _datasets(cfg.get(f'{split}_dataloader')):
+        for dataset in innermost_datasets(cfg.get(f'{split}_dataloader')):
             root = dataset.get('data_root') or ''
             parts = [dataset.get('ann_file'), *(dataset.get('data_prefix') or {}).values()]
             for part in filter(None, parts):
@@ -167,6 +167,7 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
         f'ln -s /where/it/is {root}',
         '  2. use the built-in set:   python tools/make_shapes.py data/shapes && '
         'python tools/train.py configs/mask_rcnn_ivit_shapes.py',
+        'Once the data is there, python tools/check_data.py CONFIG looks for faults in it.',
     ]
     raise LaunchError('\n'.join(lines))
 
@@ -246,9 +247,17 @@ def warn_about_batch_size(runner: Runner) -> None:
         )
 
 
-def _read_config(
-    path: str, work_dir: str | None, cfg_options: dict | None, launcher: str
+def read_config(
+    path: str,
+    work_dir: str | None = None,
+    cfg_options: dict | None = None,
+    launcher: str = 'none',
 ) -> Config:
+    """The config at a path, overridden; the arguments are those of :func:`train`.
+
+    Raises:
+        LaunchError: there is no such file, or an option does not fit it.
+    """
     cfg = Config.fromfile(_existing_file(path, 'config'))
     if cfg_options:
         try:
@@ -289,14 +298,14 @@ def _check_readable(checkpoint: str) -> None:
         read_checkpoint(checkpoint)
 
 
-def _datasets(node: dict | list | None) -> Iterator[dict]:
+def innermost_datasets(node: dict | list | None) -> Iterator[dict]:
     """Every innermost data set of a dataloader's config, through wrappers of any depth."""
     if isinstance(node, (list, tuple)):
         for item in node:
-            yield from _datasets(item)
+            yield from innermost_datasets(item)
     elif isinstance(node, dict):
         inner = node.get('dataset') or node.get('datasets')
         if inner:
-            yield from _datasets(inner)
+            yield from innermost_datasets(inner)
         else:
             yield node

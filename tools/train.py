@@ -1,6 +1,8 @@
 """Train a detector or segmentor: the flags of mmdet's and mmseg's own tools/train.py.
 
 python tools/train.py configs/mask_rcnn_ivit.py
+
+On data of your own run tools/check_data.py first.
 """
 
 import argparse
@@ -14,7 +16,10 @@ from mmivit.launch import LaunchError, train
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description='Train a detector or segmentor.')
+    parser = argparse.ArgumentParser(
+        description='Train a detector or segmentor.',
+        epilog='python tools/check_data.py CONFIG looks for faults in the data first.',
+    )
     parser.add_argument('config', help='config file')
     parser.add_argument('--work-dir', help='folder of logs and checkpoints')
     parser.add_argument('--amp', action='store_true', help='mixed precision')

@@ -1,0 +1,39 @@
+"""Read a config's data sets, every image and annotation, and say what is wrong with them.
+
+python tools/check_data.py configs/examples/your_dataset_detection.py
+
+Exits with 0 when there is no problem, with 1 when there are some, with 2 when it could not look.
+"""
+
+import argparse
+import sys
+
+from mmengine.config import DictAction
+
+from mmivit.check_data import SPLITS, check_datasets
+from mmivit.launch import LaunchError
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Look for faults in a config's data sets.")
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--split', nargs='+', choices=SPLITS, help='all by default')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override settings of the config: key.subkey=value, lists as key="[a,b]"',
+    )
+    args = parser.parse_args()
+    try:
+        reports = check_datasets(args.config, args.split, args.cfg_options)
+    except LaunchError as error:
+        parser.exit(2, f'check_data: {error}\n')
+    print('\n\n'.join(map(str, reports)))
+    problems = sum(sum(report.problems.values()) for report in reports)
+    if problems:
+        sys.exit(f'{problems} problems')
+
+
+if __name__ == '__main__':
+    main()
