@@ -2,7 +2,6 @@
 
 import csv
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +9,7 @@ from torch import nn
 
 from mmivit import benchmark
 from mmivit.models import IViT, build_attention
-
-CONFIGS = Path(__file__).parents[1] / 'configs'
+from tests.conftest import CONFIGS
 
 
 @pytest.fixture
@@ -147,6 +145,40 @@ def test_a_line_per_goal():
     assert any('batch 4: 0.25x' in line for line in lines)
     text = benchmark.table(rows, 'attention', ('mode', 'batch', 'tokens'))
     assert text.splitlines()[0].startswith('| attention | forward x 1 x 196 |')
+
+
+def test_a_line_per_goal_of_backbones():
+    def row(model, mode, height, width, seconds, peak=None, error=None):
+        result = dict(seconds=seconds, low=seconds, high=seconds, rounds=3)
+        size = (height, width)
+        return benchmark._row(model, mode, size, 1, 'cpu', result, peak, error)
+
+    peers = ('iViT-T', 'ConvNeXt-T', 'Swin-T', 'PVTv2-B2', 'CAFormer-S18', 'floor')
+    times = dict(zip(peers, (1.0, 2.0, 4.0, 8.0, 1.25, 0.5)))
+    rows = [
+        row(model, 'inference', *size, seconds)
+        for model, seconds in times.items()
+        for size in ((800, 1344), (512, 512))
+    ]
+    rows.append(row('iViT-T, bf16', 'inference', 800, 1344, 0.4, error=0.03))
+    for model, seconds, peak in (('iViT-T', 3, 80), ('iViT-T, with_cp', 5, 60), ('Swin-T', 4, 100)):
+        rows.append(row(model, 'training', 512, 512, seconds, peak))
+    for model, seconds in (('iViT-T', 3.0), ('Swin-T', 2.0)):
+        rows.append(row(model, 'UperNet', 512, 512, seconds))
+    lines = benchmark.backbone_verdicts(rows)
+    for line in (
+        'reached inference 800 x 1344: 0.50x ConvNeXt-T (goal 1.0x)',
+        'missed  inference 800 x 1344: 0.80x CAFormer-S18 (goal 0.48x)',
+        'reached inference 512 x 512: 0.80x CAFormer-S18 (goal 0.95x)',
+        'reached training step, seconds of iViT-T: 0.75x Swin-T (goal 0.8x)',
+        'reached training step, peak_bytes of iViT-T: 0.80x Swin-T (goal 0.9x)',
+        'missed  training step, peak_bytes of iViT-T, with_cp: 0.60x Swin-T (goal 0.5x)',
+        'missed  inference 800 x 1344: 2.00x its own products and convolutions (goal 1.35x)',
+        'reached bf16, 800 x 1344: 2.50x faster (goal 2x)',
+        'missed  bf16, relative error 0.030 (goal 0.02)',
+        'missed  UperNet 512 x 512: 1.50x that with Swin-T (goal 1x)',
+    ):
+        assert line in lines
 
 
 def test_attentions_are_those_of_the_paper():
