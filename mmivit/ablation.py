@@ -262,7 +262,9 @@ def ablate(
                 try:
                     log.add(**asdict(run), **future.result())
                 except Exception as error:
-                    raise RuntimeError(f'{run} failed; see {folder / "log.txt"}') from error
+                    raise RuntimeError(
+                        f'{run} failed: {error!r}; see {folder / "log.txt"}'
+                    ) from error
                 bar.set_postfix_str(f'{done} of {len(runs)} runs', refresh=False)
                 bar.update(run.work)
         except BaseException:
@@ -441,21 +443,13 @@ def _diversity_table(log: RunLog, group: str, rows: list[Row]) -> list[str]:
 
 def plot_ablation(log: RunLog, rows: dict[str, list[Row]], path: Path) -> None:
     """A column per group, a row per score: bars, or curves where a number is varied; PNG."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     shown = [group for group in rows if group != 'peers'] or list(rows)
     scores = _score_names(log, rows[shown[0]])
-    figure, panels = plt.subplots(
-        len(scores),
-        len(shown),
-        figsize=(4 * len(shown), 3.2 * len(scores)),
-        squeeze=False,
-        sharey='row',
-        layout='constrained',
-    )
+    size = (4 * len(shown), 3.2 * len(scores))
+    figure = Figure(size, layout='constrained')
+    panels = figure.subplots(len(scores), len(shown), squeeze=False, sharey='row')
     for column, group in enumerate(shown):
         for axes, score in zip(panels[:, column], scores):
             values = {
@@ -484,7 +478,6 @@ def plot_ablation(log: RunLog, rows: dict[str, list[Row]], path: Path) -> None:
                 axes.legend()
     figure.suptitle('Drawn images, hard mode: means over seeds; a dot is a run')
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def _score_names(log: RunLog, rows: list[Row]) -> list[str]:

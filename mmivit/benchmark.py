@@ -292,12 +292,10 @@ def _mark(reached: bool) -> str:
 
 def plot_attention(rows: list[dict], path: Path) -> None:
     """Fig. 3 of the paper: time and memory over tokens, forward, batch 1; PNG."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4))
+    figure = Figure((10, 4))
+    axes = figure.subplots(1, 2)
     for axis, key, unit in zip(axes, ('seconds', 'peak_bytes'), (1e-3, 2**20)):
         for name in (*ATTENTIONS, 'floor'):
             points = [
@@ -315,7 +313,6 @@ def plot_attention(rows: list[dict], path: Path) -> None:
     first = rows[0]
     figure.suptitle(f'{first["dim"]} channels, {first["heads"]} heads, {first["dtype"]}')
     figure.savefig(path, dpi=110, bbox_inches='tight')
-    plt.close(figure)
 
 
 # Backbones

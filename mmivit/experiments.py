@@ -319,12 +319,10 @@ def spread(values: Iterable[float], digits: int = 1) -> str:
 
 def plot_warm_start(log: RunLog, path: Path) -> None:
     """Scores against iterations, a line per start with the range over seeds, as PNG."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-
-    figure, panels = plt.subplots(1, len(SCORES), figsize=(11, 4))
+    figure = Figure((11, 4))
+    panels = figure.subplots(1, len(SCORES))
     for axes, (title, prefix, key) in zip(panels, SCORES):
         runs = _runs(log, prefix, key)
         for (name, _, landmarks), colour in zip(KINDS, ('C0', 'C0', 'C1', 'C1')):
@@ -340,4 +338,3 @@ def plot_warm_start(log: RunLog, path: Path) -> None:
     panels[-1].legend(title='mean and range over seeds', loc='upper left')
     figure.suptitle('iViT-Nano with iMHSA on drawn images')
     figure.savefig(path, dpi=110, bbox_inches='tight')
-    plt.close(figure)

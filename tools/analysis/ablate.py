@@ -39,7 +39,7 @@ def main() -> None:
         if args.seeds is not None:
             preset = replace(preset, seeds=args.seeds, other_seeds=args.seeds)
         log, rows = ablate(out, CONFIGS, preset, args.only, args.jobs)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f'ablate: {error}')
     tables = ablation_tables(log, rows)
     (out / 'ablation.md').write_text(tables)
