@@ -268,7 +268,9 @@ def ablate(
                 bar.set_postfix_str(f'{done} of {len(runs)} runs', refresh=False)
                 bar.update(run.work)
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            # The pool would train all that was submitted before the process may end.
+            for worker in multiprocessing.active_children():
+                worker.terminate()
             raise
     return log, rows
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -81,7 +82,10 @@ def category_findings(names: Sequence[str], classes: Sequence[str]) -> Iterator[
             kind = 'categories that are no class of the config: their annotations are left out'
             yield Finding(kind, name, problem=False)
     kept = [name for name in names if name in classes]
-    if not missing and kept != list(classes):
+    repeated = [name for name, count in Counter(kept).items() if count > 1]
+    for name in repeated:
+        yield Finding('categories of the same name, each of which CocoDataset numbers', name)
+    if not missing and not repeated and kept != list(classes):
         # CocoDataset numbers its labels in the file's order, whatever the order of the classes.
         kind = "classes in another order than the annotation file's: labels would be misnamed"
         yield Finding(kind, f'write classes={tuple(kept)}')

@@ -6,7 +6,7 @@ import json
 import os
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -106,9 +106,20 @@ def warm_start(folder: Path, config: Path, seeds: Sequence[int], budget: WarmSta
         config: UperNet on the built-in data set.
         seeds: one pretraining and a set of segmentors each.
         budget: how much is trained.
+
+    Raises:
+        ValueError: ``runs.jsonl`` is damaged, or of another budget.
+        FileExistsError: the folder holds other data sets.
     """
     folder.mkdir(parents=True, exist_ok=True)
     log = RunLog(folder / 'runs.jsonl')
+    wanted = dict(run='budget', **asdict(budget))
+    if not log.records:
+        log.add(**wanted)
+    elif log.records[0] != wanted:
+        raise ValueError(
+            f'{log.path} begins with {log.records[0]}; expected was {wanted}. Name another folder.'
+        )
     sides = (budget.pretrain_size, 2 * budget.pretrain_size)
     for side in sides:  # also larger than in training
         spec = ShapesSpec(budget.images, 4 * budget.held_out, side)

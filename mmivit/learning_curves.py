@@ -17,8 +17,8 @@ Curve = list[tuple[int, float]]
 def read_curves(run: str | Path) -> dict[str, Curve]:
     """Loss and validation scores of a run, by name, as (iteration, value).
 
-    MMEngine counts validations in epochs where training does; here each is put at the iteration
-    logged last before it. A run that was resumed has a log per start: later ones go on.
+    MMEngine counts validations in epochs where training does; here each is then put at the
+    iteration logged last before it. A run that was resumed has a log per start: later ones go on.
 
     Args:
         run: a work dir.
@@ -38,14 +38,16 @@ def read_curves(run: str | Path) -> dict[str, Curve]:
                 break  # still being written, or killed meanwhile
             try:
                 record = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f'{log} is not one JSON record per line: {error}') from error
+                step = record['step']
+            except (ValueError, TypeError, LookupError) as error:
+                raise ValueError(f'{log} is not one JSON record per line: {error!r}') from error
             if 'loss' in record:
-                iteration = record['step']
+                iteration = step
                 curves['loss'][iteration] = record['loss']
             for name in record:
                 if name.endswith(SCORES):
-                    curves[name][iteration] = record[name]
+                    # A count of epochs is below the iterations that they took.
+                    curves[name][max(iteration, step)] = record[name]
     if 'loss' not in curves:
         raise ValueError(f'{logs[0]} holds no training loss')
     return {name: sorted(curve.items()) for name, curve in curves.items()}

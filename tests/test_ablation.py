@@ -1,5 +1,6 @@
 """The ablations: which runs there are, and all of it once, as small as it goes."""
 
+import multiprocessing
 from dataclasses import asdict, replace
 
 import pytest
@@ -136,9 +137,10 @@ def test_mean_and_spread_are_those_of_the_seeds(tmp_path):
     assert '| imhsa | 3.0 ± 2.6 | 3 |' in ablation_tables(log, rows)
 
 
-def test_a_failed_run_is_named(tmp_path):
+def test_a_failed_run_is_named_and_ends_the_others(tmp_path):
     with pytest.raises(RuntimeError, match=r"attention='mhsa'.*log\.txt"):
         ablate(tmp_path, tmp_path / 'no_configs', TINY, ('attention',), jobs=1)
+    assert not multiprocessing.active_children()
 
 
 def test_command_refuses_in_one_line(tmp_path):

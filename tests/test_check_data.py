@@ -348,6 +348,13 @@ def test_classes_in_another_order_than_the_categories(workspace):
     assert "classes=('cross', 'star', 'triangle', 'square', 'circle')" in where
 
 
+def test_two_categories_of_one_name(workspace):
+    edit(workspace / COCO, lambda content: content['categories'].append(dict(id=9, name='star')))
+    report = check(DETECTION)
+    assert found(report, 'of the same name') == (1, 'star')
+    assert len(report.problems) == 1
+
+
 def test_label_maps(workspace):
     def path(number):
         return workspace / LABELS / f'{number:06d}.png'

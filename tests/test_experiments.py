@@ -6,7 +6,7 @@ import pytest
 
 from mmivit import experiments
 from mmivit.experiments import KINDS, RunLog, WarmStartBudget, warm_start, warm_start_tables
-from tests.conftest import CONFIGS
+from tests.conftest import CONFIGS, run_tool
 
 BUDGET = WarmStartBudget(
     pretrain=1,
@@ -37,8 +37,8 @@ def test_warm_start_goes_on_where_it_was_killed(tmp_path, monkeypatch):
     with pytest.raises(Killed):
         warm_start(tmp_path, CONFIG, [0], BUDGET)
     before = (tmp_path / 'runs.jsonl').read_text()
-    # the pretraining, three classifiers and two segmentors
-    assert len(before.splitlines()) == 6
+    # the budget, the pretraining, three classifiers and two segmentors
+    assert len(before.splitlines()) == 7
 
     def stands_for_training(config, folder, seed, backbone, budget):
         made.append(backbone)
@@ -59,6 +59,10 @@ def test_warm_start_goes_on_where_it_was_killed(tmp_path, monkeypatch):
     assert '| warm start, 14 | 1.0 | 2.0 |' in table
     experiments.plot_warm_start(log, tmp_path / 'curve.png')
     assert (tmp_path / 'curve.png').read_bytes().startswith(b'\x89PNG')
+    done = run_tool('analysis/warm_start.py', tmp_path, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f'warm_start: {tmp_path}/runs.jsonl begins with')
+    assert 'Traceback' not in done.stderr
 
 
 def test_the_log_is_read_back(tmp_path):

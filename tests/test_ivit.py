@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from mmivit.benchmark import saved_bytes
 from mmivit.models import IViT
@@ -242,6 +244,21 @@ def test_frozen_stages_do_not_change_in_training():
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert changed
     assert not changed & frozen_names(model)
+
+
+def test_stochastic_depth_drops_whole_images_without_gradients(monkeypatch):
+    """Reentrant checkpointing, MMEngine's, runs it so; its second pass draws the masks anew."""
+    monkeypatch.setattr('mmivit.models.memory.PIECE', 512)
+    block = Block(8, nn.Identity(), 0.5, res_scale=False).double()
+    x = torch.randn(8, 4, 4, 8, dtype=torch.float64)
+    results = []
+    for run in (block, partial(checkpoint, block, use_reentrant=True)):
+        torch.manual_seed(0)
+        inputs = x.clone().requires_grad_()
+        y = run(inputs)
+        y.square().sum().backward()
+        results.append((y, inputs.grad))
+    assert all(torch.equal(a, b) for a, b in zip(*results))
 
 
 def test_drop_path():

@@ -38,6 +38,14 @@ def test_curves(runs):
     assert set(detector) == {'loss', 'coco/bbox_mAP'}
 
 
+def test_scores_between_logged_losses_stay_where_they_were_counted(tmp_path):
+    losses = [dict(loss=1.0, step=step, iter=step) for step in (50, 100)]
+    scores = [dict(mIoU=float(step), step=step) for step in (20, 60, 80, 120)]
+    write_log(tmp_path, '1', [scores[0], losses[0], *scores[1:3], losses[1]])
+    write_log(tmp_path, '2', scores[3:])  # resumed
+    assert read_curves(tmp_path)['mIoU'] == [(step, float(step)) for step in (20, 60, 80, 120)]
+
+
 def test_the_command(runs, tmp_path):
     done = run_tool('analysis/plot_logs.py', *runs, '--out', 'sub/curves.png', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -55,6 +63,7 @@ def test_bad_input_is_named(tmp_path):
     write_log(tmp_path / 'run', '1', [dict(mIoU=1, step=1)])
     with pytest.raises(ValueError, match='no training loss'):
         read_curves(tmp_path / 'run')
-    (tmp_path / 'run/1/vis_data/scalars.json').write_text('hello\n')
-    with pytest.raises(ValueError, match='one JSON record per line'):
-        read_curves(tmp_path / 'run')
+    for text in ('hello', '5', '{"loss": 1}'):
+        (tmp_path / 'run/1/vis_data/scalars.json').write_text(f'{text}\n')
+        with pytest.raises(ValueError, match='one JSON record per line'):
+            read_curves(tmp_path / 'run')

@@ -181,7 +181,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = _add_residual(self.drop_path(self.token_mixer(self.norm1(x))), x, self.res_scale1)
-        if torch.jit.is_scripting():
+        # A mask of stochastic depth is drawn for whole images.
+        if torch.jit.is_scripting() or self.training:
             return self._mix_channels(x)
         return in_pieces(self._mix_channels, x, x.shape[2] * self.mlp.fc1.out_features)
 

@@ -6,8 +6,10 @@ Killed, it goes on where it was when started again.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
+from mmivit.checkpoint import CheckpointError
 from mmivit.experiments import WarmStartBudget, plot_warm_start, warm_start, warm_start_tables
 
 CONFIG = Path(__file__).parents[2] / 'configs' / 'upernet_ivit_shapes.py'
@@ -29,7 +31,10 @@ def main() -> None:
         finetune=args.finetune,
         val_interval=args.val_interval,
     )
-    log = warm_start(args.folder, CONFIG, args.seeds, budget)
+    try:
+        log = warm_start(args.folder, CONFIG, args.seeds, budget)
+    except (ValueError, OSError, CheckpointError) as error:
+        sys.exit(f'warm_start: {error}')
     print(warm_start_tables(log))
     plot_warm_start(log, args.folder / 'curve.png')
     print(f'{args.folder / "curve.png"}')
