@@ -20,6 +20,13 @@ from mmivit.registry import HOOKS
 WHOLE_FILES = dict(backend='mmivit.WholeFileBackend')
 MARKER = 'last_checkpoint'  # MMEngine's file with the path of the last checkpoint
 NEEDED = ('meta', 'state_dict', 'message_hub')  # what MMEngine asks of one to resume from
+WHAT_HELPS = (
+    '  Nothing of this step was saved. What helps: look for faults in the data '
+    '(python tools/check_data.py CONFIG), lower the learning rate (optim_wrapper.optimizer.lr) or '
+    'warm it up for longer, clip gradients (optim_wrapper.clip_grad.max_norm=1.0), with --amp '
+    'optim_wrapper.dtype=bfloat16.\n'
+    '  Then go on with --resume. Unchanged, the run would come to the same step again.'
+)
 
 
 class TrainingError(RuntimeError):
@@ -42,22 +49,19 @@ def latest_checkpoint(work_dir: str | Path) -> str | None:
     Raises:
         CheckpointError: there are checkpoints, and none is whole.
     """
-    marker = Path(work_dir, MARKER)
-    text = marker.read_text().strip() if marker.is_file() else ''
-    candidates = []
-    folders = [Path(work_dir)]
-    passed_over = []
-    if text:
-        named = Path(text)
-        if not named.is_file():  # or the work dir has been moved
-            named = Path(work_dir, named.name)
+    folder, marker = Path(work_dir), Path(work_dir, MARKER)
+    name = marker.read_text(errors='replace').strip('\0\n ') if marker.is_file() else ''
+    candidates, passed_over = [], []
+    if name:
+        # Another folder than the work dir if the config says so, or if the work dir was moved.
+        folder = next(path for path in (Path(name).parent, folder) if path.is_dir())
+        named = folder / Path(name).name
         if named.is_file():
             candidates.append(named)
-            folders = [named.parent]
         else:
-            passed_over.append(f'{text}, named in {marker}, is missing')
-    written = {path for folder in folders for path in folder.glob('*_*.pth') if _is_numbered(path)}
-    candidates += sorted(written.difference(candidates), key=_written, reverse=True)
+            passed_over.append(f'{named}, which {marker} names, is missing')
+    numbered = filter(_is_numbered, folder.glob('*_*.pth'))
+    candidates += sorted(set(numbered).difference(candidates), key=_age)
     for path in candidates:
         try:
             check_whole(path)
@@ -82,8 +86,9 @@ def _is_numbered(path: Path) -> bool:
     return kind in ('epoch', 'iter') and number.isdigit()
 
 
-def _written(path: Path) -> tuple[int, int]:
-    return path.stat().st_mtime_ns, int(path.stem.partition('_')[2])
+def _age(path: Path) -> tuple[int, int]:
+    """Sorts the newest first."""
+    return -path.stat().st_mtime_ns, -int(path.stem.partition('_')[2])
 
 
 def check_whole(path: str | Path) -> None:
@@ -158,8 +163,8 @@ class SafeCheckpointHook(CheckpointHook):
         broken = [name for name, p in runner.model.named_parameters() if not p.isfinite().all()]
         if broken:
             raise TrainingError(
-                f'After iteration {runner.iter + 1} {len(broken)} weights are not finite: '
-                f'{listed(broken)}\n{_how_to_go_on(runner)}'
+                f'After iteration {checkpoint["meta"]["iter"]} {len(broken)} weights are not '
+                f'finite: {listed(broken)}\n{WHAT_HELPS}'
             )
 
 
@@ -188,13 +193,13 @@ class FiniteLossHook(Hook):
         if all(map(math.isfinite, losses.values())):
             return
         values = ', '.join(f'{name} {value:.4g}' for name, value in losses.items())
-        images = ''.join(f'    {path}\n' for path in image_paths(data_batch))
+        images = list(image_paths(data_batch)) or ['(unknown: img_path is not among the meta_keys)']
+        paths = ''.join(f'    {path}\n' for path in images)
         raise TrainingError(
             f'The loss is not finite at iteration {runner.iter + 1} (epoch {runner.epoch + 1}): '
             f'{values}\n'
             f'  Images of this step on process {runner.rank}:\n'
-            f'{images or "    (unknown: no img_path among the meta_keys of the pipeline)"}'
-            f'{_how_to_go_on(runner)}'
+            f'{paths}{WHAT_HELPS}'
         )
 
 
@@ -207,13 +212,3 @@ def image_paths(batch: object) -> Iterator[str]:
     elif isinstance(batch, (list, tuple)):
         for item in batch:
             yield from image_paths(item)
-
-
-def _how_to_go_on(runner: Runner) -> str:
-    return (
-        f'  Nothing of this step was saved; {runner.work_dir}/{MARKER} names the last checkpoint.\n'
-        '  What helps: look for faults in the data (python tools/check_data.py CONFIG), lower the '
-        'learning rate (optim_wrapper.optimizer.lr) or warm it up for longer, clip gradients '
-        "(optim_wrapper.clip_grad=dict(max_norm=1.0)), with --amp optim_wrapper.dtype='bfloat16'.\n"
-        '  Then go on with --resume: unchanged, the run would come to the same step again.'
-    )
