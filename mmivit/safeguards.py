@@ -49,19 +49,17 @@ def latest_checkpoint(work_dir: str | Path) -> str | None:
     Raises:
         CheckpointError: there are checkpoints, and none is whole.
     """
-    folder, marker = Path(work_dir), Path(work_dir, MARKER)
+    marker = Path(work_dir, MARKER)
     name = marker.read_text(errors='replace').strip('\0\n ') if marker.is_file() else ''
+    # They are elsewhere if the config says so (out_dir) and here if the work dir was moved since.
+    folders = [Path(name).parent, Path(work_dir)] if name else [Path(work_dir)]
     candidates, passed_over = [], []
     if name:
-        # Another folder than the work dir if the config says so, or if the work dir was moved.
-        folder = next(path for path in (Path(name).parent, folder) if path.is_dir())
-        named = folder / Path(name).name
-        if named.is_file():
-            candidates.append(named)
-        else:
-            passed_over.append(f'{named}, which {marker} names, is missing')
-    numbered = filter(_is_numbered, folder.glob('*_*.pth'))
-    candidates += sorted(set(numbered).difference(candidates), key=_age)
+        candidates = [path for path in (f / Path(name).name for f in folders) if path.is_file()][:1]
+        if not candidates:
+            passed_over.append(f'{name}, which {marker} names, is missing')
+    numbered = {path for f in folders for path in f.glob('*_*.pth') if _is_numbered(path)}
+    candidates += sorted(numbered.difference(candidates), key=_age)
     for path in candidates:
         try:
             check_whole(path)

@@ -25,8 +25,9 @@ from mmengine.registry import HOOKS
 from tests.conftest import CONFIGS, ROOT
 
 CONFIG = {'detection': 'mask_rcnn_ivit_shapes.py', 'segmentation': 'upernet_ivit_shapes.py'}
+SIZE = 64  # of the images, pixels
 STEPS_PER_EPOCH = 4  # 16 images, 4 a step
-PATIENCE = 120  # seconds of silence after which a run counts as hanging
+PATIENCE = 300  # seconds of silence after which a run counts as hanging
 
 
 @HOOKS.register_module()
@@ -61,7 +62,7 @@ class Training:
     It is meant to be deterministic: twice the same to the last bit.
 
     Args:
-        folder: working directory, with ``data/shapes`` of 16 images in it.
+        folder: working directory, with ``data/shapes`` of 16 images of SIZE in it.
         name: of the work dir within.
         task: one of CONFIG.
         steps: until the end; in detection whole epochs.
@@ -91,12 +92,14 @@ class Training:
         cfg.model.backbone.drop_path_rate = 0.2
         cfg.train_dataloader.batch_size = 4 // processes
         cfg.val_dataloader.batch_size = 1
+        cfg.val_dataloader.dataset.pipeline[1].scale = (SIZE, SIZE)
         cfg.log_processor.window_size = 1
         cfg.default_hooks.logger.interval = 1
         if task == 'detection':
             cfg.train_cfg.max_epochs = steps // STEPS_PER_EPOCH
             cfg.train_cfg.val_interval = (val_interval or steps) // STEPS_PER_EPOCH
         else:
+            cfg.model.data_preprocessor.size = (SIZE, SIZE)
             cfg.train_cfg.max_iters = steps
             cfg.train_cfg.val_interval = val_interval or steps
             cfg.default_hooks.checkpoint.interval = interval
@@ -138,13 +141,15 @@ class Training:
         Raises:
             AssertionError: nothing has been printed for PATIENCE seconds.
         """
-        size = deadline = 0
+        size, deadline = -1, 0
         while self.process.poll() is None:
             if condition():
                 return True
             if size != self.log.stat().st_size:
                 size, deadline = self.log.stat().st_size, time.monotonic() + PATIENCE
-            assert time.monotonic() < deadline, f'it hangs:\n{self.output()[-3000:]}'
+            if time.monotonic() > deadline:
+                self.kill()
+                raise AssertionError(f'it hangs:\n{self.output()[-3000:]}')
             time.sleep(0.005)
         return False
 
@@ -248,7 +253,9 @@ def kill_repeatedly(training: Training, kills: int, processes: int) -> Toll:
         elif turn == 'evaluation':
             alive = training.wait_for(lambda: '(val)' in training.output())
         else:
-            time.sleep(random.uniform(0, 1 if turn == 'step' else 4))
+            steps = random.randint(1, 1 if turn == 'step' else 3)
+            training.wait_for(lambda steps=steps: training.output().count('(train)') >= steps)
+            time.sleep(random.uniform(0, 0.5))
             alive = training.process.poll() is None
         assert alive, (
             f'the end was reached after {number} kills: too few steps to kill it {kills} x'

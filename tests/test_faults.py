@@ -8,7 +8,7 @@ import os
 import pytest
 
 from mmivit.shapes import ShapesSpec, write_dataset
-from tests.faults import Training, kill_repeatedly
+from tests.faults import SIZE, Training, kill_repeatedly
 
 KILLS = int(os.environ.get('MMIVIT_KILLS', 2))
 LONG = 'MMIVIT_KILLS' in os.environ
@@ -18,7 +18,7 @@ long_form = pytest.mark.skipif(not LONG, reason='a part of make test-faults')
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp('faults')
-    write_dataset(folder / 'data/shapes', ShapesSpec(train=16, val=4, size=64))
+    write_dataset(folder / 'data/shapes', ShapesSpec(train=16, val=4, size=SIZE))
     return folder
 
 
@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
 )
 def test_a_killed_run_reaches_the_end_as_if_it_had_not_been(task, processes, kills, folder):
     steps = 4 * (kills + 2)
-    settings = dict(task=task, steps=steps, processes=processes, val_interval=8 if LONG else 0)
+    settings = dict(task=task, steps=steps, processes=processes, val_interval=4 if LONG else 0)
     whole = Training(folder, f'{task}_{processes}_whole', **settings)
     whole.start()
     assert whole.wait() == 0, whole.output()[-3000:]
