@@ -81,24 +81,26 @@ class SeededBatchSampler(BatchSampler):
         batch_sampler: dict | None = None,
     ) -> None:
         super().__init__(sampler, batch_size, drop_last)
-        self.batches = BatchSampler(sampler, batch_size, drop_last)
+        self.form_batches = partial(BatchSampler, sampler, batch_size, drop_last)
         if batch_sampler is not None:
             arguments = dict(sampler=sampler, batch_size=batch_size, drop_last=drop_last)
-            self.batches = ALL_DATA_SAMPLERS.build(batch_sampler, default_args=arguments)
+            self.form_batches = partial(
+                ALL_DATA_SAMPLERS.build, batch_sampler, default_args=arguments
+            )
         self.start = 0  # batches left out at the beginning
         # torch asks data sets that have this for a whole batch, in whichever process it is loaded.
         sampler.dataset.__getitems__ = partial(fetch, sampler.dataset)
 
     def __iter__(self) -> Iterator[SeededBatch]:
+        # All begins anew here, where samplers would go on from where one that read ahead left them.
         if isinstance(self.sampler, InfiniteSampler):
-            # It would go on where an iterator that read ahead has left it.
             self.sampler.indices = self.sampler._indices_of_rank()
         run = (self.sampler.seed, SAMPLE, get_rank(), getattr(self.sampler, 'epoch', 0))
-        for number, indices in islice(enumerate(self.batches), self.start, None):
+        for number, indices in islice(enumerate(self.form_batches()), self.start, None):
             yield SeededBatch((*run, number), list(indices))
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self.form_batches())
 
 
 @HOOKS.register_module()

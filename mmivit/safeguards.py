@@ -162,7 +162,9 @@ class SafeCheckpointHook(CheckpointHook):
         if broken:
             raise TrainingError(
                 f'After iteration {checkpoint["meta"]["iter"]} {len(broken)} weights are not '
-                f'finite: {listed(broken)}\n{WHAT_HELPS}'
+                f'finite: {listed(broken)}\n'
+                '  Where a loss is not finite either, its process names the images.\n'
+                f'{WHAT_HELPS}'
             )
 
 

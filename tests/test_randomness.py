@@ -13,9 +13,13 @@ from tests.toy_training import Draws, run
 
 @DATA_SAMPLERS.register_module()
 class Twice(BatchSampler):
-    """Every index twice in a batch."""
+    """Every index twice in a batch; once only, as one that keeps images for its next batch."""
+
+    begun = False
 
     def __iter__(self):
+        assert not self.begun
+        self.begun = True
         yield from ([index, index] for index in self.sampler)
 
 
@@ -62,6 +66,7 @@ def test_an_endless_sampler_starts_anywhere(workers):
 def test_batches_are_those_of_another_batch_sampler():
     twice = loader(batch_sampler=dict(type='Twice'))
     assert len(twice) == 4
+    assert draw(twice) == draw(twice)
     for (first, *one), (second, *other) in draw(twice):
         assert first == second
         assert one != other
