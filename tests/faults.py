@@ -114,7 +114,8 @@ class Training:
     def start(self, **env: str) -> None:
         """Start, or start again."""
         name, value = self.mark.split('=')
-        path = {
+        always = {
+            'PORT': '29714',
             'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}',
             'PYTHONPATH': f'{ROOT}:{os.environ.get("PYTHONPATH", "")}',
         }
@@ -126,7 +127,7 @@ class Training:
                 cwd=self.folder,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **path, name: value, **env},
+                env={**os.environ, **always, name: value, **env},
             )
 
     def output(self) -> str:
@@ -257,9 +258,7 @@ def kill_repeatedly(training: Training, kills: int, processes: int) -> Toll:
             training.wait_for(lambda steps=steps: training.output().count('(train)') >= steps)
             time.sleep(random.uniform(0, 0.5))
             alive = training.process.poll() is None
-        assert alive, (
-            f'the end was reached after {number} kills: too few steps to kill it {kills} x'
-        )
+        assert alive, f'the end came after {number} of {kills} kills: it needs more steps'
         kill(victims)
         if processes > 1:
             assert training.wait() != 0  # and it does end
@@ -276,10 +275,10 @@ def kill_repeatedly(training: Training, kills: int, processes: int) -> Toll:
         if len(whole) < 2:
             continue
         if partial and moments['saving'] % 2:
-            whole = partial[0].with_name(partial[0].name[1:].removesuffix('.partial'))
-            partial[0].replace(whole)
-            (training.work_dir / 'last_checkpoint').write_text(str(whole))
-            damaged += not zipfile.is_zipfile(whole)
+            latest = partial[0].with_name(partial[0].name[1:].removesuffix('.partial'))
+            partial[0].replace(latest)
+            (training.work_dir / 'last_checkpoint').write_text(str(latest))
+            damaged += not zipfile.is_zipfile(latest)
         elif turn == 'step':
             with whole[-1].open('r+b') as file:
                 file.seek(whole[-1].stat().st_size // 2)

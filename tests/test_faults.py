@@ -77,7 +77,7 @@ def test_a_dead_process_is_replaced_and_a_nan_on_one_stops_all(folder):
     training = Training(
         folder, 'ranks', 'segmentation', steps=8, processes=2, interval=2, hooks=(poison,)
     )
-    training.start(MAX_RESTARTS='1', PORT='29714')
+    training.start(MAX_RESTARTS='1')
     assert training.wait_for(lambda: '(train) [3/8]' in training.output()), training.output()
     kill(training.pids(rank=1))
     assert training.wait() != 0
