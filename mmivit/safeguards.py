@@ -49,10 +49,11 @@ def latest_checkpoint(work_dir: str | Path) -> str | None:
     Raises:
         CheckpointError: there are checkpoints, and none is whole.
     """
-    marker = Path(work_dir, MARKER)
+    work_dir = Path(work_dir).absolute()
+    marker = work_dir / MARKER
     name = marker.read_text(errors='replace').strip('\0\n ') if marker.is_file() else ''
     # They are elsewhere if the config says so (out_dir) and here if the work dir was moved since.
-    folders = [Path(name).parent, Path(work_dir)] if name else [Path(work_dir)]
+    folders = [Path(name).parent, work_dir] if name else [work_dir]
     candidates, passed_over = [], []
     if name:
         candidates = [path for path in (f / Path(name).name for f in folders) if path.is_file()][:1]

@@ -58,10 +58,12 @@ def test_the_named_one_is_taken_before_newer_ones(run_dir):
 
 
 @pytest.mark.parametrize('how', ['emptied', 'truncated', 'zeroed', 'foreign'])
-def test_a_damaged_one_is_named_and_the_one_before_taken(how, run_dir, log):
+def test_a_damaged_one_is_named_and_the_one_before_taken(how, run_dir, log, monkeypatch):
     damage(run_dir / 'iter_10.pth', how)
-    assert latest_checkpoint(run_dir) == str(run_dir / 'iter_4.pth')
-    assert any('Passed over' in message and 'iter_10.pth' in message for message in log)
+    monkeypatch.chdir(run_dir.parent)
+    assert latest_checkpoint(run_dir.name) == str(run_dir / 'iter_4.pth')
+    (message,) = (message for message in log if 'Passed over' in message)
+    assert 'iter_10.pth' in message
 
 
 def test_two_damaged_ones_are_passed_over(run_dir):
