@@ -3,6 +3,7 @@
 # make demo-seg   the same for segmentation, with UperNet
 # make test       the tests
 # make test-timm  timm's own tests of models, on all five iViT
+# make test-faults  training killed 20 times in a row, full disks, dead processes: the long form
 # make lint       ruff, and nothing changed
 # make clean      remove the environment and everything the commands here wrote
 #
@@ -14,7 +15,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet --constraint requirements/constraints.txt
 
-.PHONY: setup demo demo-seg test test-timm lint clean
+.PHONY: setup demo demo-seg test test-timm test-faults lint clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -83,6 +84,9 @@ test: setup
 test-timm: setup
 	@$(PY) -m pytest -p tests.timm_only_ivit -q -W ignore -c /dev/null --rootdir $(VENV)/timm-tests \
 		-p no:cacheprovider -n 2 -k 'ivit_ and not flexivit' $(VENV)/timm-tests/test_models.py
+
+test-faults: setup
+	@MMIVIT_KILLS=20 $(PY) -m pytest tests/test_faults.py -n 0 -s
 
 lint: setup
 	@$(PY) -m ruff check .

@@ -95,9 +95,9 @@ def read_checkpoint(path: str | Path) -> dict:
             with warnings.catch_warnings():
                 warnings.simplefilter('ignore')  # about pickles it then refuses
                 checkpoint = torch.load(path, map_location='cpu', **safely)
-    except OSError:
-        raise
     except Exception as error:  # damaged bytes make the unpickler raise nearly anything
+        if isinstance(error, OSError) and error.filename is not None:  # it could not be opened
+            raise
         raise CheckpointError(
             f'{path} was not loaded: it seems to be {_kind(path, error)}'
         ) from error

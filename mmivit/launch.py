@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,10 +13,13 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 
 from mmivit.checkpoint import read_checkpoint
 from mmivit.models.ivit import IViT
+from mmivit.safeguards import TrainingError, latest_checkpoint
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # full, quota, a limit on the size of files
 
 
 class LaunchError(Exception):
@@ -38,13 +43,15 @@ def train(
             here or in the config.
         amp: mixed precision.
         auto_scale_lr: scale the learning rate from the config's base batch to the actual one.
-        resume: a checkpoint, or 'auto' for the latest in ``work_dir``.
+        resume: a checkpoint, or 'auto' for the latest whole one in ``work_dir``; training starts
+            from the beginning if it holds none.
         cfg_options: what to override in the config, by dotted key.
         launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
 
     Raises:
         LaunchError: data, checkpoint or a setting is missing or does not fit.
         CheckpointError: the checkpoint is unsafe, unreadable, or of something else.
+        TrainingError: the run had to stop: a loss is not finite, the disk is full.
     """
     cfg = read_config(config, work_dir, cfg_options, launcher)
     check_channels(cfg)
@@ -61,15 +68,29 @@ def train(
                 'is meant. Add: auto_scale_lr = dict(enable=True, base_batch_size=16)'
             )
         cfg.auto_scale_lr.enable = True
-    if resume is not None:
-        cfg.resume = True
-        cfg.load_from = None if resume == 'auto' else _existing_file(resume, '--resume')
-    latest = find_latest_checkpoint(cfg.work_dir) if resume == 'auto' else cfg.get('load_from')
-    if latest:
-        _check_readable(latest)
+    whole = latest_checkpoint(cfg.work_dir) if resume == 'auto' else None
+    if whole:
+        cfg.resume, cfg.load_from = True, whole
+    elif resume == 'auto':
+        cfg.resume = False
+        print_log(f'Nothing to resume in {cfg.work_dir}: a new run starts.', logger='current')
+    elif resume is not None:
+        cfg.resume, cfg.load_from = True, _existing_file(resume, '--resume')
+    if cfg.get('load_from') and not whole:
+        _check_readable(cfg.load_from)
     runner = build_runner(cfg)
     warn_about_batch_size(runner)
-    runner.train()
+    try:
+        runner.train()
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        free = shutil.disk_usage(cfg.work_dir).free // 2**20
+        raise TrainingError(
+            f'The disk is full: {error}\n  {free} MiB are free in {cfg.work_dir}. The last whole '
+            f'checkpoint is {latest_checkpoint(cfg.work_dir) or "none"}.\n'
+            '  Make room, then go on with the same command and --resume.'
+        ) from error
 
 
 def evaluate(

@@ -3,10 +3,8 @@
 import json
 import os
 import pickle
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import cv2
@@ -16,7 +14,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from tests.conftest import CONFIGS, ROOT, run_tool
+from tests.conftest import CONFIGS, run_tool
 
 CONFIG = CONFIGS / 'mask_rcnn_ivit_shapes.py'
 IMAGES = 'data/shapes/images/validation'
@@ -66,33 +64,6 @@ def test_evaluation(checkpoint, shapes):
     assert (shapes / 'tested/out.pkl').stat().st_size
     assert list((shapes / 'tested').rglob('*.jpg'))
     assert not (shapes / 'pictures').exists()  # beside the work dir nothing is written
-
-
-def test_killed_training_goes_on_from_the_last_checkpoint(shapes):
-    command = [
-        sys.executable, ROOT / 'tools/train.py', CONFIG, '--work-dir', 'killed', *options(1000),
-    ]  # fmt: skip
-    marker = shapes / 'killed/last_checkpoint'
-    deadline = time.monotonic() + 200
-    with open(shapes / 'killed.log', 'w') as log:
-        process = subprocess.Popen(
-            command, cwd=shapes, stdout=log, stderr=log, start_new_session=True
-        )
-        while not marker.exists() and time.monotonic() < deadline and process.poll() is None:
-            time.sleep(0.2)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    assert marker.exists(), (shapes / 'killed.log').read_text()[-3000:]
-    last = Path(marker.read_text())
-    epoch = int(last.stem.split('_')[1])
-    done = run_tool(
-        'train.py', CONFIG, '--work-dir', 'killed', '--resume', *options(epoch + 1), cwd=shapes
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    output = done.stdout + done.stderr
-    assert f'resumed epoch: {epoch}, iter: {4 * epoch}' in output
-    assert f'Epoch(train) [{epoch}]' not in output
-    assert (shapes / f'killed/epoch_{epoch + 1}.pth').exists()
 
 
 @pytest.fixture

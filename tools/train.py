@@ -13,6 +13,7 @@ from mmengine.config import DictAction
 
 from mmivit.checkpoint import CheckpointError
 from mmivit.launch import LaunchError, train
+from mmivit.safeguards import TrainingError
 
 
 def main() -> None:
@@ -32,7 +33,7 @@ def main() -> None:
         '--resume',
         nargs='?',
         const='auto',
-        help='go on from this checkpoint, or from the latest in the work dir if none is named',
+        help='go on from this checkpoint, or, without a name, from the latest whole one there is',
     )
     parser.add_argument(
         '--cfg-options',
@@ -54,7 +55,7 @@ def main() -> None:
             cfg_options=args.cfg_options,
             launcher=args.launcher,
         )
-    except (LaunchError, CheckpointError) as error:
+    except (LaunchError, CheckpointError, TrainingError) as error:
         sys.exit(f'train: {error}')
 
 

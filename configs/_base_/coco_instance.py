@@ -50,7 +50,9 @@ train_dataloader = dict(
     num_workers=2,
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
-    batch_sampler=dict(type='AspectRatioBatchSampler'),
+    batch_sampler=dict(
+        type='mmivit.SeededBatchSampler', batch_sampler=dict(type='AspectRatioBatchSampler')
+    ),
     dataset=dict(
         type=dataset_type,
         data_root=data_root,

@@ -7,8 +7,11 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=3),
+    checkpoint=dict(type='mmivit.SafeCheckpointHook', interval=1, max_keep_ckpts=3),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    # An interrupted run goes on as if it had not been: docs/reliability.md.
+    seed=dict(type='mmivit.SeedHook'),
+    loss=dict(type='mmivit.FiniteLossHook'),
     visualization=dict(type='DetVisualizationHook'),
 )
 env_cfg = dict(

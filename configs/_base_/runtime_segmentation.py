@@ -7,8 +7,13 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=16000, max_keep_ckpts=3),
+    checkpoint=dict(
+        type='mmivit.SafeCheckpointHook', by_epoch=False, interval=16000, max_keep_ckpts=3
+    ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    # An interrupted run goes on as if it had not been: docs/reliability.md.
+    seed=dict(type='mmivit.SeedHook'),
+    loss=dict(type='mmivit.FiniteLossHook'),
     visualization=dict(type='SegVisualizationHook'),
 )
 env_cfg = dict(

@@ -1,0 +1,191 @@
+"""Whole checkpoints, the latest whole one, and runs that stop at what is not finite."""
+
+import os
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+
+from mmivit.checkpoint import CheckpointError
+from mmivit.safeguards import (
+    SafeCheckpointHook,
+    TrainingError,
+    WholeFileBackend,
+    check_whole,
+    image_paths,
+    latest_checkpoint,
+)
+from tests.toy_training import run
+
+
+def write(path, age):
+    torch.save(dict(meta={}, message_hub={}, state_dict=dict(weight=torch.rand(999))), path)
+    os.utime(path, (1e9 - age, 1e9 - age))
+    return str(path)
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    """A work dir of a run that wrote three checkpoints, and of a longer one before it."""
+    write(tmp_path / 'epoch_12.pth', 1000)
+    for iteration, age in ((2, 30), (4, 20), (10, 10)):
+        path = write(tmp_path / f'iter_{iteration}.pth', age)
+    write(tmp_path / 'best_mIoU_iter_10.pth', 0)
+    (tmp_path / 'last_checkpoint').write_text(path)
+    return tmp_path
+
+
+def damage(path, how):
+    content = path.read_bytes()
+    middle = len(content) // 2
+    path.write_bytes(
+        dict(
+            emptied=b'',
+            truncated=content[:-100],
+            zeroed=content[:middle] + bytes(16) + content[middle + 16 :],
+            foreign=b'something else',
+        )[how]
+    )
+    if how == 'zeroed':  # what torch reads without a word
+        torch.load(path, weights_only=True)
+
+
+def test_the_named_one_is_taken_before_newer_ones(run_dir):
+    (run_dir / 'last_checkpoint').write_text(str(run_dir / 'iter_4.pth'))
+    assert latest_checkpoint(run_dir) == str(run_dir / 'iter_4.pth')
+
+
+@pytest.mark.parametrize('how', ['emptied', 'truncated', 'zeroed', 'foreign'])
+def test_a_damaged_one_is_named_and_the_one_before_taken(how, run_dir, log, monkeypatch):
+    damage(run_dir / 'iter_10.pth', how)
+    monkeypatch.chdir(run_dir.parent)
+    assert latest_checkpoint(run_dir.name) == str(run_dir / 'iter_4.pth')
+    (message,) = (message for message in log if 'Passed over' in message)
+    assert 'iter_10.pth' in message
+
+
+def test_two_damaged_ones_are_passed_over(run_dir):
+    damage(run_dir / 'iter_10.pth', 'truncated')
+    damage(run_dir / 'iter_4.pth', 'zeroed')
+    assert latest_checkpoint(run_dir) == str(run_dir / 'iter_2.pth')
+
+
+@pytest.mark.parametrize('marker', [None, b'', b'\0' * 80, b'\xff\xfe'])
+def test_without_a_usable_last_checkpoint_the_newest_is_taken(marker, run_dir):
+    (run_dir / 'last_checkpoint').unlink()
+    if marker is not None:
+        (run_dir / 'last_checkpoint').write_bytes(marker)
+    assert latest_checkpoint(run_dir) == str(run_dir / 'iter_10.pth')
+
+
+def test_a_missing_one_is_named(run_dir, log):
+    (run_dir / 'iter_10.pth').unlink()
+    assert latest_checkpoint(run_dir) == str(run_dir / 'iter_4.pth')
+    assert any('iter_10.pth' in message and 'missing' in message for message in log)
+
+
+def test_a_run_that_was_moved_is_found(run_dir):
+    moved = run_dir.rename(run_dir.with_name('moved'))
+    assert latest_checkpoint(moved) == str(moved / 'iter_10.pth')
+
+
+def test_checkpoints_outside_the_work_dir_are_found(run_dir, tmp_path_factory):
+    other = tmp_path_factory.mktemp('other')
+    (other / 'last_checkpoint').write_text(str(run_dir / 'iter_10.pth'))
+    damage(run_dir / 'iter_10.pth', 'truncated')
+    assert latest_checkpoint(other) == str(run_dir / 'iter_4.pth')
+
+
+def test_none_at_all_is_a_new_run(tmp_path):
+    assert latest_checkpoint(tmp_path) is None
+    assert latest_checkpoint(tmp_path / 'nowhere') is None
+    write(tmp_path / 'best_mIoU_iter_10.pth', 0)
+    assert latest_checkpoint(tmp_path) is None
+
+
+def test_nothing_but_damaged_ones_is_refused(run_dir):
+    names = ['iter_2.pth', 'iter_4.pth', 'iter_10.pth', 'epoch_12.pth']
+    for name in names:
+        damage(run_dir / name, 'truncated')
+    with pytest.raises(CheckpointError, match='--resume FILE') as caught:
+        latest_checkpoint(run_dir)
+    assert str(caught.value).count('was not loaded') == len(names)
+    assert all(name in str(caught.value) for name in names)
+    for name in names:
+        (run_dir / name).unlink()
+    with pytest.raises(CheckpointError, match=r'iter_10\.pth.*missing'):
+        latest_checkpoint(run_dir)
+
+
+def test_weights_alone_are_no_run(tmp_path):
+    torch.save(dict(state_dict={}), tmp_path / 'iter_1.pth')
+    with pytest.raises(CheckpointError, match='no meta, message_hub'):
+        check_whole(tmp_path / 'iter_1.pth')
+
+
+@pytest.mark.skipif(not Path('/dev/full').exists(), reason='this system has no /dev/full')
+def test_a_file_that_cannot_be_written_whole_leaves_the_old_one(tmp_path):
+    path = tmp_path / 'iter_1.pth'
+    WholeFileBackend().put(b'old', path)
+    (tmp_path / '.iter_1.pth.partial').symlink_to('/dev/full')
+    with pytest.raises(OSError, match=r'No space left on device.*iter_1\.pth'):
+        WholeFileBackend().put(b'new', path)
+    assert path.read_bytes() == b'old'
+    assert os.listdir(tmp_path) == ['iter_1.pth']
+
+
+def test_keeping_a_single_checkpoint_is_refused():
+    with pytest.raises(ValueError, match='take 2'):
+        SafeCheckpointHook(max_keep_ckpts=1)
+
+
+class Poison(Hook):
+    """Puts an infinity where ``where`` says, at the fourth step."""
+
+    def __init__(self, where):
+        self.where = where
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == 3 and self.where == 'input':
+            data_batch['inputs'][0][:] = torch.inf
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter == 3 and self.where == 'weight':
+            runner.model.layers[0].weight.data[0, 0] = torch.nan
+
+
+def test_a_loss_that_is_not_finite_stops_before_anything_is_saved(tmp_path):
+    with pytest.raises(TrainingError, match=r'not finite at iteration 4.*loss (inf|nan)') as caught:
+        run(tmp_path, 8, hooks=(Poison('input'),))
+    named = [line.strip() for line in str(caught.value).splitlines() if '.jpg' in line]
+    assert len(named) == 3
+    assert '--resume' in str(caught.value)
+    assert sorted(path.name for path in tmp_path.glob('*.pth')) == [
+        f'iter_{number}.pth' for number in (1, 2, 3)
+    ]
+    assert latest_checkpoint(tmp_path).endswith('iter_3.pth')
+
+
+@pytest.mark.parametrize('by_epoch', [True, False])
+def test_weights_that_are_not_finite_are_not_saved(by_epoch, tmp_path):
+    with pytest.raises(TrainingError, match=r'iteration 4 1 weights.*layers\.0\.weight'):
+        run(tmp_path, 8, by_epoch, hooks=(Poison('weight'),))
+    assert not list(tmp_path.glob('*_4.pth')) + list(tmp_path.glob('epoch_*.pth'))
+
+
+def test_image_paths_are_found_at_any_depth():
+    class Sample:
+        img_path = 'a.jpg'
+
+    assert list(image_paths(dict(sup=dict(data_samples=[Sample()]), inputs=[torch.zeros(1)]))) == [
+        'a.jpg'
+    ]
+    assert list(image_paths(None)) == []
+
+
+def test_what_was_written_before_a_checkpoint_is_whole(tmp_path):
+    run(tmp_path, 2)
+    assert [zipfile.ZipFile(path).testzip() for path in tmp_path.glob('*.pth')] == [None, None]
+    assert not list(tmp_path.glob('.*'))
