@@ -3,6 +3,7 @@
 # make demo-seg   the same for segmentation, with UperNet
 # make test       the tests
 # make test-timm  timm's own tests of models, on all five iViT
+# make fuzz       a coverage-guided fuzzer on what reads strangers' files; SECONDS=600 for each
 # make lint       ruff, and nothing changed
 # make clean      remove the environment and everything the commands here wrote
 #
@@ -11,10 +12,11 @@
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
+SECONDS ?= 600
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet --constraint requirements/constraints.txt
 
-.PHONY: setup demo demo-seg test test-timm lint clean
+.PHONY: setup demo demo-seg test test-timm fuzz lint clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -83,6 +85,13 @@ test: setup
 test-timm: setup
 	@$(PY) -m pytest -p tests.timm_only_ivit -q -W ignore -c /dev/null --rootdir $(VENV)/timm-tests \
 		-p no:cacheprovider -n 2 -k 'ivit_ and not flexivit' $(VENV)/timm-tests/test_models.py
+
+$(VENV)/.atheris: $(VENV)/.stack requirements/constraints.txt
+	@$(PIP) atheris
+	@touch $@
+
+fuzz: setup $(VENV)/.atheris
+	@$(PY) -m tests.fuzz.run $(SECONDS)
 
 lint: setup
 	@$(PY) -m ruff check .

@@ -137,8 +137,9 @@ def _kind(path: str | Path, error: Exception) -> str:
     if not start:
         return 'an empty file'
     if start.startswith(b'PK'):
-        whole = zipfile.is_zipfile(path)
-        return 'a damaged archive, or one of something else' if whole else 'an archive cut short'
+        if isinstance(error, zipfile.BadZipFile):
+            return 'an archive cut short or damaged'
+        return 'a damaged archive, or one of something else'
     if start.startswith(b'\x80'):
         return 'a damaged pickle, or one of something else than weights'
     if Path(path).suffix == '.safetensors':

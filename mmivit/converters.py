@@ -22,6 +22,7 @@ from mmivit.models.ivit import ARCHITECTURES, ATTENTION_STAGES, NUM_STAGES, IViT
 from mmivit.vetting import printable
 
 TARGETS = ('backbone', 'timm')
+MOST_BLOCKS = 512  # ten times the deepest; building the model to compare with takes time for each
 MAX_ROWS = 12  # names listed per group of a report
 
 # Names by which a file is told from others, and what it then is.
@@ -270,6 +271,8 @@ def _read_shape(state: dict[str, Tensor], arch: str | None) -> dict:
             break
         depths.append(len({match[1] for match in blocks if match}))
         widths.append(len(norm))
+    if sum(depths) > MOST_BLOCKS:
+        raise CheckpointError(f'depths {depths}: no iViT has more than {MOST_BLOCKS} blocks')
     found = (tuple(depths), tuple(widths))
     known = [read_arch(arch)] if arch else list(map(read_arch, ARCHITECTURES))
     fits = [fit for fit in known if tuple(part[: len(depths)] for part in fit) == found]

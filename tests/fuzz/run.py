@@ -8,6 +8,7 @@ Each target runs in a process and a temporary folder of its own. What is found i
 
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -26,7 +27,7 @@ def fuzz(name: str, seconds: int, folder: Path) -> tuple[str, bool]:
     environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
     environment |= {'HOME': str(folder), 'PYTHONDONTWRITEBYTECODE': '1'}
     log = folder / 'log'
-    start = time.monotonic()
+    start, used = time.monotonic(), _cpu_seconds()
     with open(log, 'wb') as file:
         done = subprocess.run(
             [*command, f'-max_total_time={seconds}'],
@@ -45,13 +46,19 @@ def fuzz(name: str, seconds: int, folder: Path) -> tuple[str, bool]:
     if failed:
         shutil.copytree(folder / 'findings', KEPT / name, dirs_exist_ok=True)
         (KEPT / name / 'log').write_text(text[-10_000:])
-    row = f'{name:<12} {minutes:8.1f} {int(executions[-1]) if executions else 0:11,d}'
+    cpu = (_cpu_seconds() - used) / 60
+    row = f'{name:<12} {minutes:8.1f} {cpu:8.1f} {int(executions[-1]) if executions else 0:11,d}'
     return f'{row} {int(covered[-1]) if covered else 0:9,d} {len(found):9d}', failed
+
+
+def _cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def main() -> None:
     seconds, names = int(sys.argv[1]), sys.argv[2:] or NAMES
-    print(f'{"target":<12} {"minutes":>8} {"executions":>11} {"coverage":>9} {"findings":>9}')
+    print(f'{"target":<12}  minutes  CPU min  executions  coverage  findings')
     failures = []
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
