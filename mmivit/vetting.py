@@ -78,6 +78,8 @@ def _check_archive(path: str | Path) -> None:
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
     sizes = {member.filename.partition('/')[2]: member.file_size for member in members}
+    if 'constants.pkl' in sizes:
+        raise RefusedFile('a TorchScript archive, which is a program and not safe to load')
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise RefusedFile('an archive with compressed members, which torch does not write')
     if sum(member.file_size for member in members) > Path(path).stat().st_size:
@@ -85,8 +87,6 @@ def _check_archive(path: str | Path) -> None:
     reader = torch._C.PyTorchFileReader(str(path))  # torch's own: the two may see different things
     if len(sizes) < len(members) or set(reader.get_all_records()) != set(sizes):
         raise RefusedFile('an archive whose members are not told apart by their names')
-    if 'constants.pkl' in sizes:
-        raise RefusedFile('a TorchScript archive, which is a program and not safe to load')
     pickled = reader.get_record('data.pkl')
     _check_pickle(pickled, lambda key: sizes[f'data/{key}'])
 
