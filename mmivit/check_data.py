@@ -181,6 +181,8 @@ def _read(path: str, what: str) -> tuple[Image.Image, str]:
                 raise _FileFault(f'{what} of zero size', f'{path}: {width} x {height}')
             if width * height > MOST_PIXELS:
                 raise Image.DecompressionBombError(f'{width} x {height}')
+            image.verify()  # see read_image in predict.py; nothing can be read from it afterwards
+        with Image.open(path, formats=FORMATS) as image:
             layout = str(image.tile)
             image.load()
     except _FileFault:

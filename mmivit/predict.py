@@ -67,7 +67,7 @@ def find_images(inputs: Iterable[str | Path]) -> list[tuple[Path, Path]]:
 def read_image(path: Path) -> np.ndarray:
     """An image as BGR, (H, W, 3) uint8, turned as its EXIF orientation says.
 
-    Pillow reads the header first: what is enormous is not decoded, however small the file.
+    Pillow goes first: what is enormous or, if a PNG, damaged is not decoded.
 
     Raises:
         RefusedFile: it is no image, or too large to decode.
@@ -79,6 +79,9 @@ def read_image(path: Path) -> np.ndarray:
             warnings.simplefilter('ignore')  # about sizes that are refused here
             with Image.open(path, formats=FORMATS) as header:
                 pixels = math.prod(header.size)
+                if pixels <= MOST_PIXELS:
+                    # OpenCV takes as much memory as a broken PNG says that its next part is long.
+                    header.verify()
     except Image.DecompressionBombError:
         pixels = math.inf
     except PermissionError:
