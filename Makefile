@@ -4,6 +4,7 @@
 # make test       the tests
 # make test-timm  timm's own tests of models, on all five iViT
 # make test-faults  training killed 20 times in a row, full disks, dead processes: the long form
+# make fuzz       a coverage-guided fuzzer on what reads strangers' files; SECONDS=600 for each
 # make lint       ruff, and nothing changed
 # make clean      remove the environment and everything the commands here wrote
 #
@@ -12,10 +13,11 @@
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
+SECONDS ?= 600
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet --constraint requirements/constraints.txt
 
-.PHONY: setup demo demo-seg test test-timm test-faults lint clean
+.PHONY: setup demo demo-seg test test-timm test-faults fuzz lint clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -87,6 +89,13 @@ test-timm: setup
 
 test-faults: setup
 	@MMIVIT_KILLS=20 $(PY) -m pytest tests/test_faults.py -n 0 -s
+
+$(VENV)/.atheris: $(VENV)/.stack requirements/constraints.txt
+	@$(PIP) atheris
+	@touch $@
+
+fuzz: setup $(VENV)/.atheris
+	@$(PY) -m tests.fuzz.run $(SECONDS)
 
 lint: setup
 	@$(PY) -m ruff check .

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from mmivit.coco_file import Finding, annotation_findings, category_findings, usable_entries
 from mmivit.launch import LaunchError, check_data, innermost_datasets, read_config
+from mmivit.vetting import printable
 
 SPLITS = ('train', 'val', 'test')
 EXAMPLES = 3  # kept of each kind; the rest is counted
@@ -51,9 +52,7 @@ class DataReport:
         for kind, where, problem in findings:
             (self.problems if problem else self.notes)[kind] += 1
             if len(self.examples[kind]) < EXAMPLES:
-                text = str(where)[:300]
-                # A name out of a broken file may hold anything, and a terminal obeys some of it.
-                self.examples[kind].append(text if text.isprintable() else ascii(text))
+                self.examples[kind].append(printable(where))
 
     def __str__(self) -> str:
         lines = [f'{self.name}, {self.images} images: {sum(self.problems.values())} problems']
@@ -182,6 +181,8 @@ def _read(path: str, what: str) -> tuple[Image.Image, str]:
                 raise _FileFault(f'{what} of zero size', f'{path}: {width} x {height}')
             if width * height > MOST_PIXELS:
                 raise Image.DecompressionBombError(f'{width} x {height}')
+            image.verify()  # see read_image in predict.py; nothing can be read from it afterwards
+        with Image.open(path, formats=FORMATS) as image:
             layout = str(image.tile)
             image.load()
     except _FileFault:

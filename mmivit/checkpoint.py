@@ -20,6 +20,8 @@ from mmengine.logging import HistoryBuffer, print_log
 from mmengine.utils import digit_version
 from torch import Tensor, nn
 
+from mmivit.vetting import RefusedFile, check_checkpoint, check_regular, printable
+
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be used: unsafe, unreadable, or of something else."""
@@ -27,7 +29,9 @@ class CheckpointError(RuntimeError):
 
 # torch 2.6 made `weights_only` the default and its allow-list able to hold stand-ins.
 HAS_ALLOW_LIST = digit_version(torch.__version__) >= digit_version('2.6.0')
+LOG_VALUES = ('f4', 'f8', 'i4', 'i8')  # numpy's types in MMEngine's log history
 MAX_LISTED = 8  # names listed per group of a load report
+MOST_VIEWS = 16  # bytes of tensors per byte of the file: some share their numbers
 
 
 def allow_mmengine_checkpoints() -> None:
@@ -48,11 +52,12 @@ def _allowed() -> dict[str, object]:
     timm's: the arguments of the run. MMEngine's: the log history, HistoryBuffer objects, numpy
     arrays and scalars. A HistoryBuffer pickles its statistics as
     ``getattr(HistoryBuffer, 'mean')``; ``getattr`` itself would open every door, so a stand-in
-    that answers for those four alone is registered under its name.
+    that answers for those four alone is registered under its name. So is one for ``numpy.dtype``,
+    whose arrays of objects can be made to hold any address.
     """
-    log_values = [np.array([], dtype=kind).dtype for kind in ('f4', 'f8', 'i4', 'i8')]
-    types = [Namespace, HistoryBuffer, np.ndarray, np.dtype, *{type(dtype) for dtype in log_values}]
+    types = [Namespace, HistoryBuffer, np.ndarray, *{type(np.dtype(kind)) for kind in LOG_VALUES}]
     allowed = {f'{kind.__module__}.{kind.__qualname__}': kind for kind in types}
+    allowed['numpy.dtype'] = _log_dtype
     # numpy 2 moved `numpy.core` to `numpy._core`: read the checkpoints of both.
     for core in ('numpy.core', 'numpy._core'):
         allowed[f'{core}.multiarray._reconstruct'] = np.zeros(0).__reduce__()[0]
@@ -72,6 +77,13 @@ def _get_statistic(owner: object, name: str) -> object:
     )
 
 
+def _log_dtype(kind: str, *options: bool) -> np.dtype:
+    """Stand-in for ``numpy.dtype`` while unpickling: plain numbers, nothing else."""
+    if kind in LOG_VALUES:
+        return np.dtype(kind, *options)
+    raise pickle.UnpicklingError(f'refused: it asks for numpy arrays of {kind!r}')
+
+
 def read_checkpoint(path: str | Path) -> dict:
     """Read a local checkpoint as data: nothing in it can run code.
 
@@ -82,11 +94,14 @@ def read_checkpoint(path: str | Path) -> dict:
         What it holds, tensors on the CPU.
 
     Raises:
-        CheckpointError: it is damaged, no checkpoint at all, or would run code.
+        CheckpointError: it is damaged, no checkpoint at all, or would run code, fill the memory
+            or never end. The message is one line.
+        OSError: there is no such file, or it may not be read.
     """
     # `weights_only` of older versions cannot be told what to allow; their unpickler can.
     safely = dict(weights_only=True) if HAS_ALLOW_LIST else dict(pickle_module=_SafePickle)
     try:
+        check_regular(path)
         if Path(path).suffix == '.safetensors':
             from safetensors.torch import load_file
 
@@ -94,7 +109,10 @@ def read_checkpoint(path: str | Path) -> dict:
         else:
             with warnings.catch_warnings():
                 warnings.simplefilter('ignore')  # about pickles it then refuses
+                check_checkpoint(path)
                 checkpoint = torch.load(path, map_location='cpu', **safely)
+        if _tensor_bytes(checkpoint) > MOST_VIEWS * max(Path(path).stat().st_size, 2**20):
+            raise RefusedFile('a checkpoint whose tensors are larger than the file')
     except Exception as error:  # damaged bytes make the unpickler raise nearly anything
         if isinstance(error, OSError) and error.filename is not None:  # it could not be opened
             raise
@@ -108,24 +126,43 @@ def read_checkpoint(path: str | Path) -> dict:
 
 def _kind(path: str | Path, error: Exception) -> str:
     """What a file that could not be read seems to be."""
+    if isinstance(error, RefusedFile):
+        return str(error)
     refused = re.search(r'GLOBAL (\S+)|asks for (.+)', str(error))
     if refused:
-        asked = refused[1] or refused[2]
+        asked = printable(refused[1] or refused[2])
         return f'a pickle that is not safe to load, it would run code or build objects ({asked})'
     with open(path, 'rb') as file:
         start = file.read(512)
     if not start:
         return 'an empty file'
     if start.startswith(b'PK'):
-        whole = zipfile.is_zipfile(path)
-        return 'a damaged archive, or one of something else' if whole else 'an archive cut short'
+        if isinstance(error, zipfile.BadZipFile):
+            return 'an archive cut short or damaged'
+        return 'a damaged archive, or one of something else'
     if start.startswith(b'\x80'):
         return 'a damaged pickle, or one of something else than weights'
     if Path(path).suffix == '.safetensors':
-        return f'a damaged safetensors file, or none ({error})'
+        return f'a damaged safetensors file, or none ({printable(error)})'
     if all(byte >= 32 or byte in b'\t\r\n' for byte in start):
         return 'a text file'
     return 'neither an archive of torch nor a pickle'
+
+
+def _tensor_bytes(checkpoint: object) -> int:
+    """What all tensors would take if each held its own numbers, in containers of any depth."""
+    total, waiting = 0, [checkpoint]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, np.ndarray) or (isinstance(value, Tensor) and _is_plain(value)):
+            total += value.nbytes
+        elif isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, (list, tuple)):
+            waiting += value
+        elif isinstance(value, (Namespace, HistoryBuffer)):
+            waiting.append(vars(value))
+    return total
 
 
 @contextmanager
@@ -156,7 +193,7 @@ def find_state_dict(checkpoint: dict) -> dict[str, Tensor]:
     strangers = [
         str(name)
         for name, value in weights.items()
-        if not (isinstance(name, str) and _is_plain(value))
+        if not (isinstance(name, str) and name.isprintable() and _is_plain(value))
     ]
     if strangers:
         raise CheckpointError(
@@ -200,6 +237,7 @@ def write_checkpoint(
     # Views of a larger tensor would drag all of it into the file.
     state_dict = {name: tensor.detach().clone() for name, tensor in state_dict.items()}
     partial = path.with_name(f'.{path.name}.partial')
+    partial.unlink(missing_ok=True)  # what lay there may have been a link
     try:
         if path.suffix == '.safetensors':
             from safetensors.torch import save_file
@@ -224,7 +262,9 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write a file, with the folders it needs, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'.{path.name}.partial')
-    partial.write_bytes(content)
+    partial.unlink(missing_ok=True)
+    with open(partial, 'xb') as file:  # anew: what lay there may have been a link
+        file.write(content)
     partial.replace(path)
 
 
@@ -306,4 +346,4 @@ def report_loading(module: nn.Module, state_dict: dict[str, Tensor], prefix: str
 def listed(names: list[str]) -> str:
     """The first of many names, and how many more there are, for an error or a log."""
     more = len(names) - MAX_LISTED
-    return ', '.join(names[:MAX_LISTED]) + (f' and {more} more' if more > 0 else '')
+    return ', '.join(map(printable, names[:MAX_LISTED])) + (f' and {more} more' if more > 0 else '')

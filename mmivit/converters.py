@@ -19,8 +19,10 @@ from torch import Tensor
 from mmivit.checkpoint import CheckpointError, listed
 from mmivit.models.attention import ATTENTIONS
 from mmivit.models.ivit import ARCHITECTURES, ATTENTION_STAGES, NUM_STAGES, IViT, read_arch
+from mmivit.vetting import printable
 
 TARGETS = ('backbone', 'timm')
+MOST_BLOCKS = 512  # ten times the deepest; building the model to compare with takes time for each
 MAX_ROWS = 12  # names listed per group of a report
 
 # Names by which a file is told from others, and what it then is.
@@ -81,7 +83,7 @@ class ConversionReport:
         ):
             rows.append(f'  {what:<11}{len(names):>5}')
             if shown:
-                rows += [f'             {name}' for name in names[:MAX_ROWS]]
+                rows += [f'             {printable(name)}' for name in names[:MAX_ROWS]]
                 if len(names) > MAX_ROWS:
                     rows.append(f'             and {len(names) - MAX_ROWS} more')
         return '\n'.join(rows)
@@ -126,7 +128,7 @@ def convert(
     source = source or recognise(state_dict)
     idle = [pattern for pattern in drop if not any(fnmatch(name, pattern) for name in state_dict)]
     if idle:
-        raise CheckpointError(f'nothing is called {", ".join(idle)}, which was to be left out')
+        raise CheckpointError(f'nothing is called {listed(idle)}, which was to be left out')
     state, dropped = {}, []
     for name, tensor in state_dict.items():
         key = None if any(fnmatch(name, pattern) for pattern in drop) else SOURCES[source](name)
@@ -138,7 +140,9 @@ def convert(
         shape = _read_shape(state, arch)
         expected = _expected(state, shape, attention, target, in_channels, source)
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise CheckpointError(f'this is no {source!r}: {type(error).__name__} {error}') from error
+        raise CheckpointError(
+            f'this is no {source!r}: {type(error).__name__} {printable(error)}'
+        ) from error
     report = ConversionReport(source, target, _arch_name(shape), dropped=dropped)
     converted = {}
     for key, tensor in state.items():
@@ -195,7 +199,7 @@ def recognise(state_dict: dict[str, Tensor]) -> str:
             'of an unknown model',
         )
         raise CheckpointError(
-            f'it seems to be {seems} (its first names: {", ".join(names[:3])}), and only '
+            f'it seems to be {seems} (its first names: {listed(names[:3])}), and only '
             f'iViT, CAFormer and detectors and segmentors with an iViT convert'
         )
     if source != 'ivit' and attention not in state_dict:
@@ -267,6 +271,8 @@ def _read_shape(state: dict[str, Tensor], arch: str | None) -> dict:
             break
         depths.append(len({match[1] for match in blocks if match}))
         widths.append(len(norm))
+    if sum(depths) > MOST_BLOCKS:
+        raise CheckpointError(f'depths {depths}: no iViT has more than {MOST_BLOCKS} blocks')
     found = (tuple(depths), tuple(widths))
     known = [read_arch(arch)] if arch else list(map(read_arch, ARCHITECTURES))
     fits = [fit for fit in known if tuple(part[: len(depths)] for part in fit) == found]

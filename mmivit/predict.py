@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import math
 import os
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +23,14 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mmivit.checkpoint import read_checkpoint, write_whole
+from mmivit.check_data import FORMATS, MOST_PIXELS
+from mmivit.checkpoint import CheckpointError, naming, read_checkpoint, write_whole
+from mmivit.vetting import RefusedFile, check_regular, printable
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
 MAX_LOGITS = 2**27  # elements, half a GiB in fp32; more are never held at once
 LEGIBLE = 480  # pixels; smaller images are enlarged for drawing, so that labels can be read
+LONGEST = 4096  # pixels, up to which they are
 
 
 @dataclass
@@ -44,7 +50,8 @@ def find_images(inputs: Iterable[str | Path]) -> list[tuple[Path, Path]]:
     found = []
     for entry in map(Path, inputs):
         if entry.is_dir():
-            images = sorted(p for p in entry.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES)
+            named = (p for p in entry.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES)
+            images = sorted(p for p in named if not p.is_dir())
             if not images:
                 raise FileNotFoundError(
                     f'{entry} holds no image; looked for {", ".join(IMAGE_SUFFIXES)}'
@@ -55,6 +62,41 @@ def find_images(inputs: Iterable[str | Path]) -> list[tuple[Path, Path]]:
         else:
             raise FileNotFoundError(f'no file or folder {entry}, seen from {os.getcwd()}')
     return found
+
+
+def read_image(path: Path) -> np.ndarray:
+    """An image as BGR, (H, W, 3) uint8, turned as its EXIF orientation says.
+
+    Pillow goes first: what is enormous or, if a PNG, damaged is not decoded.
+
+    Raises:
+        RefusedFile: it is no image, or too large to decode.
+        OSError: there is no such file, or it may not be read.
+    """
+    check_regular(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # about sizes that are refused here
+            with Image.open(path, formats=FORMATS) as header:
+                pixels = math.prod(header.size)
+                if pixels <= MOST_PIXELS:
+                    # OpenCV takes as much memory as a broken PNG says that its next part is long.
+                    header.verify()
+    except Image.DecompressionBombError:
+        pixels = math.inf
+    except PermissionError:
+        raise
+    except Exception as error:  # broken headers make Pillow's readers raise almost anything
+        raise RefusedFile('not an image that can be read') from error
+    if pixels > MOST_PIXELS:
+        raise RefusedFile(f'more than {MOST_PIXELS // 10**6} megapixels; cut it into tiles')
+    try:
+        image = mmcv.imread(str(path))
+    except cv2.error as error:
+        raise RefusedFile(f'not decoded ({printable(error)})') from error
+    if image is None:
+        raise RefusedFile('not an image that can be read')
+    return image
 
 
 def predict(
@@ -83,6 +125,8 @@ def predict(
     Raises:
         FileNotFoundError: an input, the config or the checkpoint is missing.
         FileExistsError: a file to be written exists and ``force`` is off.
+        PermissionError: a symbolic link in ``out`` leads out of it.
+        OSError: the disk is full.
         CheckpointError: the checkpoint is unsafe, unreadable, or of something else.
     """
     for path in (config, checkpoint):
@@ -95,13 +139,15 @@ def predict(
     if len(set(targets)) < len(targets):
         twice = next(t for i, t in enumerate(targets) if t in targets[:i])
         raise FileExistsError(f'two inputs would both be written to {twice[0]}')
-    existing = [path for paths in targets for path in paths if path.exists()]
+    _check_inside(Path(out), targets)
+    existing = [path for paths in targets for path in paths if os.path.lexists(path)]
     if existing and not force:
         raise FileExistsError(
             f'{existing[0]} exists ({len(existing)} such files); '
             'name another --out, or replace them with --force'
         )
-    saved = read_checkpoint(checkpoint).get('meta', {}).get('dataset_meta', {})
+    with naming(checkpoint):
+        saved = _saved_meta(read_checkpoint(checkpoint))
     if segments:
         predictor = Segmentor(cfg, checkpoint, device, saved)
     else:
@@ -109,18 +155,18 @@ def predict(
     report = PredictReport()
     for (path, _), paths in zip(tqdm(images, unit='image'), targets):
         try:
-            image = mmcv.imread(str(path))
-            if image is None:
-                raise ValueError('not an image that can be read')
+            image = read_image(path)
             picture, record, *label_map = predictor(image)
-        except (ValueError, OSError, RuntimeError, cv2.error) as error:
+            height, width = image.shape[:2]
+            record = dict(image=str(path), width=width, height=height, **record)
+            contents = [_jpeg(picture), json.dumps(record, indent=1).encode(), *label_map]
+            for target, content in zip(paths, contents):
+                write_whole(target, content)
+        except (RefusedFile, ValueError, OSError, RuntimeError, cv2.error) as error:
+            if getattr(error, 'errno', None) == errno.ENOSPC:
+                raise
             report.failed[path] = (str(error).strip() or type(error).__name__).splitlines()[0]
             continue
-        height, width = image.shape[:2]
-        record = dict(image=str(path), width=width, height=height, **record)
-        contents = [_jpeg(picture), json.dumps(record, indent=1).encode(), *label_map]
-        for target, content in zip(paths, contents):
-            write_whole(target, content)
         report.written.append(path)
     return report
 
@@ -155,7 +201,7 @@ class Detector:
         return self._draw(image, sample), dict(detections=detections)
 
     def _draw(self, image: np.ndarray, sample) -> np.ndarray:
-        factor = max(1, -(-LEGIBLE // min(image.shape[:2])))
+        factor = _enlargement(*image.shape[:2])
         instances = sample.pred_instances
         if factor > 1:
             image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
@@ -225,7 +271,7 @@ class Segmentor:
 
     def _draw(self, image: np.ndarray, labels: np.ndarray, found: dict) -> np.ndarray:
         """The overlay beside a legend of the classes found, with their shares."""
-        factor = max(1, -(-LEGIBLE // min(image.shape[:2])))
+        factor = _enlargement(*image.shape[:2])
         if factor > 1:
             image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
             labels = labels.repeat(factor, 0).repeat(factor, 1)
@@ -356,10 +402,45 @@ def _dataset_meta(cfg: Config, saved: dict) -> dict:
     return {key: saved.get(key) or meta[key] for key in ('classes', 'palette')}
 
 
+def _saved_meta(checkpoint: dict) -> dict:
+    """Classes and palette as a checkpoint has them, empty if it has none.
+
+    Raises:
+        CheckpointError: they are not what mmdet and mmseg take.
+    """
+    meta = checkpoint.get('meta')
+    saved = meta.get('dataset_meta') if isinstance(meta, dict) else None
+    if saved is None:
+        return {}
+    try:
+        fits = all(isinstance(name, str) for name in saved.get('classes') or ())
+        palette = saved.get('palette') or ()
+        fits &= isinstance(palette, str) or np.array(palette, np.uint8).shape[1:] in ((), (3,))
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        fits = False
+    if not fits:
+        raise CheckpointError('its meta.dataset_meta is no list of names and of colours')
+    return saved
+
+
 def _targets(out: Path, name: Path, segments: bool) -> tuple[Path, ...]:
     """What is written for an image; its own suffix stays, so that a.png and a.jpg differ."""
     paths = (out / 'pictures' / f'{name}.jpg', out / 'predictions' / f'{name}.json')
     return (*paths, out / 'labels' / f'{name}.png') if segments else paths
+
+
+def _check_inside(out: Path, targets: Iterable[tuple[Path, ...]]) -> None:
+    """Refuse to write through a link that someone left in ``out``."""
+    root = out.resolve()
+    for folder in {path.parent for paths in targets for path in paths}:
+        if not folder.resolve().is_relative_to(root):
+            raise PermissionError(f'{folder} is a link out of {out}, where all files belong')
+
+
+def _enlargement(height: int, width: int) -> int:
+    """How many times an image is enlarged for drawing; the long side stays within bounds."""
+    needed = -(-LEGIBLE // min(height, width))
+    return max(1, min(needed, LONGEST // max(height, width)))
 
 
 def _jpeg(picture: np.ndarray) -> bytes:

@@ -6,8 +6,8 @@ import hashlib
 import os
 import re
 from collections.abc import Sequence
+from http.client import HTTPException
 from pathlib import Path
-from urllib.parse import urlparse
 
 import torch
 from mmengine.logging import print_log
@@ -106,10 +106,10 @@ def _local(source: str | Path) -> Path:
     """A file's own path; of a URL that of its copy in torch's hub folder, downloaded once."""
     path = Path(source)
     if '://' in str(source):
-        name = Path(urlparse(str(source)).path).name
+        name = re.split('[?#]', str(source))[0].rpartition('/')[2]
         # Many a URL ends in model.safetensors: the copy's name tells them apart.
         key = hashlib.sha256(str(source).encode()).hexdigest()[:HASH_LENGTH]
-        path = Path(torch.hub.get_dir(), 'checkpoints', f'{key}-{name}')
+        path = Path(torch.hub.get_dir(), 'checkpoints', f'{key}-{name[-100:]}')
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             published = re.search(r'-([0-9a-f]{8})\.\w+$', name)
@@ -117,7 +117,7 @@ def _local(source: str | Path) -> Path:
                 torch.hub.download_url_to_file(
                     str(source), str(path), hash_prefix=published and published[1]
                 )
-            except (OSError, RuntimeError, ValueError) as error:
+            except (OSError, RuntimeError, ValueError, HTTPException) as error:
                 raise CheckpointError(f'it could not be downloaded ({error})') from error
     if not path.is_file():
         raise CheckpointError(f'no such file, seen from {os.getcwd()}')

@@ -294,6 +294,24 @@ def test_odd_tensors_are_errors_not_tracebacks(name, tensor):
         convert({**{name: tensor}, **IViT('nano').state_dict(), **{name: tensor}})
 
 
+def test_depth_beyond_reason_is_refused_before_it_is_built():
+    blocks = {f'stages.2.blocks.{i}.x': torch.zeros(0) for i in range(10**5)}
+    with pytest.raises(CheckpointError, match='more than 512 blocks'):
+        convert({**IViT('nano').state_dict(), **blocks})
+
+
+def test_names_of_strangers_are_shown_on_one_printable_line():
+    state = IViT('nano').state_dict()
+    with pytest.raises(CheckpointError) as error:
+        convert({**state, 'a\x1b[31m\nb': torch.zeros(1)})
+    assert str(error.value).isprintable()
+    with pytest.raises(CheckpointError) as error:
+        convert({'a\x1b[31m\nb': torch.zeros(1)})
+    assert str(error.value).isprintable()
+    _, report = convert({**state, 'head.a\x1b\nb': torch.zeros(1)})
+    assert '\x1b' not in report.table()
+
+
 def test_every_source_is_recognised():
     caformer = small_caformer().state_dict()
     backbone = IViT('nano').state_dict()

@@ -140,7 +140,7 @@ def truncated(data):
 BAD = {
     'empty.pth': (lambda: b'', 'an empty file'),
     'text.pth': (lambda: b'<html>not found</html>\n', 'a text file'),
-    'pickle.pth': (lambda: pickle.dumps(Hostile(), 2), r'not safe to load.*system'),
+    'pickle.pth': (lambda: pickle.dumps(Hostile(), 2), 'plain pickle, not safe to load'),
     'cut.pth': (lambda: truncated(saved({'a': torch.ones(99)})), 'cut short'),
     'hostile.pth': (lambda: saved({'a': torch.ones(1), 'b': Hostile()}), 'not safe to load'),
     'list.pth': (lambda: saved([1, 2]), 'holds a list'),

@@ -8,6 +8,7 @@ import sys
 
 from mmivit.checkpoint import CheckpointError
 from mmivit.predict import predict
+from mmivit.vetting import printable
 
 
 def main() -> None:
@@ -34,7 +35,7 @@ def main() -> None:
         sys.exit(f'predict: {error}')
     print(f'{len(report.written)} images: {args.out}/pictures, {args.out}/predictions')
     if report.failed:
-        lines = [f'  {path}: {reason}' for path, reason in report.failed.items()]
+        lines = [f'  {printable(path)}: {reason}' for path, reason in report.failed.items()]
         sys.exit('\n'.join([f'{len(report.failed)} could not be predicted:', *lines]))
 
 

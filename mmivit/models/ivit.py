@@ -369,7 +369,9 @@ class IViT(BaseModule):
     def landmarks(self, value: int) -> None:
         modules = self._landmark_modules()
         if not modules:
-            raise ValueError("only attention='imhsa' and 'decomposed' have landmarks")
+            raise ValueError(
+                "only attention='imhsa' and 'decomposed' have landmarks, in stages 3 and 4"
+            )
         for module in modules:
             module.landmarks = value
 
