@@ -3,14 +3,12 @@
 import os
 import subprocess
 import sys
-import sysconfig
 import venv
-from pathlib import Path
 
 import pytest
 
 from mmivit.doctor import explain, install, misfits
-from tests.conftest import ROOT
+from tests.conftest import ROOT, link_installed
 
 TIMEOUT = 900  # the machine may be busy
 BUILD = 'MMCV_WITH_OPS=1 {python} -m pip install --no-cache-dir --no-build-isolation --no-binary'
@@ -33,10 +31,7 @@ class Site:
 
     def link(self, *wanted, without=()):
         """Link installed packages: those named, or all of them without some."""
-        for path in Path(sysconfig.get_paths()['purelib']).iterdir():
-            name = path.name.lower()
-            if not name.startswith(without) and name.startswith(wanted or ('',)):
-                (self.folder / path.name).symlink_to(path)
+        link_installed(self.folder, wanted, without)
 
     def fake(self, module, version, code='', distribution=None, **files):
         (self.folder / module).mkdir(exist_ok=True)
@@ -62,6 +57,7 @@ class Site:
         """The exit status, and the command that mends each problem, by the problem."""
         done = self.run('-m', 'mmivit.doctor', '--timeout', str(TIMEOUT))
         assert not done.stderr
+        print(done.stdout)  # for pytest -rP
         mends, problems = {}, []
         for line in done.stdout.splitlines():
             if line.startswith('Problem: '):
@@ -154,6 +150,7 @@ def test_a_package_crashes_python_while_it_is_imported(site):
     }
 
 
+@pytest.mark.matrix('doctor')
 def test_a_sound_environment(tmp_path):
     # Where the tests run. Its packages are there already: the folder of links stays empty.
     status, mends, said = Site(tmp_path, sys.executable).doctor()
