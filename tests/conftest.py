@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from mmivit.shapes import ShapesSpec, write_dataset
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / 'configs'
+FORKS = 'onedl-mmengine' in metadata.packages_distributions()['mmengine']
 
 
 def pytest_collection_modifyitems(items):

@@ -2,7 +2,6 @@
 
 import os
 import pickle
-from importlib import metadata
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from torch import nn
 
 from mmivit import checkpoint  # importing mmivit is what allow-lists
 from mmivit.models import IViT
+from tests.conftest import FORKS
 
 ONE = torch.ones(1)
 weights_only = pytest.mark.skipif(
@@ -91,10 +91,7 @@ def test_a_hostile_checkpoint_is_refused(payload, tmp_path, monkeypatch):
 
 @pytest.mark.matrix('checkpoints')
 @weights_only
-@pytest.mark.skipif(
-    metadata.packages_distributions()['mmengine'] != ['mmengine'],
-    reason="MMEngine's fork loads what torch refuses",
-)
+@pytest.mark.skipif(FORKS, reason="MMEngine's fork loads what torch refuses")
 @hostile_payloads
 def test_mmengine_refuses_a_hostile_checkpoint(payload, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
