@@ -5,6 +5,7 @@
 # make test-timm  timm's own tests of models, on all five iViT
 # make test-faults  training killed 20 times in a row, full disks, dead processes: the long form
 # make fuzz       a coverage-guided fuzzer on what reads strangers' files; SECONDS=600 for each
+# make test-matrix  the tests that count with other versions, in an environment of each; the README's table
 # make lint       ruff, and nothing changed
 # make clean      remove the environment and everything the commands here wrote
 #
@@ -14,10 +15,17 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 SECONDS ?= 600
+# Where make test-matrix makes its other environments: 6 GB each, and once 7 minutes of compiling.
+MATRIX ?= .matrix
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip --disable-pip-version-check install --quiet --constraint requirements/constraints.txt
+PIP := $(PY) -m pip --disable-pip-version-check install --quiet --constraint $(VENV)/constraints.txt
+# Which versions: those of requirements, or with STACK=torch-2.1 or STACK=forks those of a folder of
+# requirements/matrix, which says what differs. Give each a VENV of its own.
+STACK ?=
+OWN := $(if $(STACK),requirements/matrix/$(STACK))
+OPENMMLAB := $(firstword $(if $(STACK),$(wildcard $(OWN)/openmmlab.txt)) requirements/openmmlab.txt)
 
-.PHONY: setup demo demo-seg test test-timm test-faults fuzz lint clean
+.PHONY: setup demo demo-seg test test-timm test-faults test-matrix fuzz lint clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -29,15 +37,20 @@ $(VENV)/.python: requirements/check_machine.py
 	@"$(PYTHON)" -m venv $(VENV)
 	@touch $@
 
-$(VENV)/.torch: $(VENV)/.python requirements/torch.txt requirements/constraints.txt
+# The first pin of a name counts, and a fork's stands for its original's too.
+$(VENV)/constraints.txt: $(VENV)/.python $(STACK:%=$(OWN)/constraints.txt) requirements/constraints.txt
+	@awk -F = '{ name = $$1; sub(/^onedl-/, "", name); sub(/^mmdetection$$/, "mmdet", name) } \
+		!pinned[name]++' $(filter %.txt,$^) > $@
+
+$(VENV)/.torch: $(VENV)/constraints.txt requirements/torch.txt
 	@echo "==> Installing torch (1 to 5 minutes, a download of 2.5 GB)"
 	@$(PIP) --requirement requirements/torch.txt
 	@touch $@
 
-$(VENV)/.stack: $(VENV)/.torch requirements/runtime.txt requirements/openmmlab.txt requirements/dev.txt
+$(VENV)/.stack: $(VENV)/.torch requirements/runtime.txt $(OPENMMLAB) requirements/dev.txt
 	@echo "==> Installing mmengine, mmdet, mmsegmentation, timm (about half a minute)"
 	@$(PIP) --requirement requirements/runtime.txt --requirement requirements/dev.txt
-	@$(PIP) --no-deps --requirement requirements/openmmlab.txt
+	@$(PIP) --no-deps --requirement $(OPENMMLAB)
 	@touch $@
 
 $(VENV)/.mmcv: $(VENV)/.stack requirements/build_mmcv.sh
@@ -48,7 +61,7 @@ $(VENV)/.mmcv: $(VENV)/.stack requirements/build_mmcv.sh
 $(VENV)/.timm-tests: $(VENV)/.stack requirements/constraints.txt
 	@rm -rf $(VENV)/timm-tests && mkdir $(VENV)/timm-tests
 	@$(PY) -m pip --disable-pip-version-check download --quiet --no-deps --no-binary timm \
-		--constraint requirements/constraints.txt --dest $(VENV)/timm-tests timm
+		--constraint $(VENV)/constraints.txt --dest $(VENV)/timm-tests timm
 	@tar --extract --gzip --file $(VENV)/timm-tests/timm-*.tar.gz --strip-components 2 \
 		--directory $(VENV)/timm-tests --wildcards '*/tests/*'
 	@touch $@
@@ -97,11 +110,15 @@ $(VENV)/.atheris: $(VENV)/.stack requirements/constraints.txt
 fuzz: setup $(VENV)/.atheris
 	@$(PY) -m tests.fuzz.run $(SECONDS)
 
+test-matrix: setup
+	@for stack in torch-2.1 forks; do $(MAKE) setup STACK=$$stack VENV=$(MATRIX)/$$stack || exit 1; done
+	@$(PY) -m tests.matrix torch-2.1=$(MATRIX)/torch-2.1 pinned=$(VENV) forks=$(MATRIX)/forks
+
 lint: setup
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) tools/check_metafiles.py
 
 clean:
-	rm -rf $(VENV) build *.egg-info mmivit/.mim data/shapes work_dirs/demo work_dirs/demo-seg .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(MATRIX) build *.egg-info mmivit/.mim data/shapes work_dirs/demo work_dirs/demo-seg .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

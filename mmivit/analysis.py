@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -11,10 +12,18 @@ from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmivit.models.ivit import ARCHITECTURES, IViT
+
+try:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    counted_attention = partial(sdpa_kernel, SDPBackend.MATH)
+except ImportError:  # torch before 2.3
+    from torch.backends.cuda import sdp_kernel
+
+    counted_attention = partial(sdp_kernel, enable_flash=False, enable_mem_efficient=False)
 
 # Height and width in pixels, by a config's default_scope, at which the field counts a whole model.
 SIZES = {'mmdet': (800, 1280), 'mmseg': (512, 2048)}
@@ -39,7 +48,7 @@ def count_cost(model: nn.Module, forward: Callable[[], object]) -> Cost:
     """
     model.eval()
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+    with torch.no_grad(), counted_attention(), counter:
         forward()
     parameters = sum(p.numel() for p in model.parameters())
     return Cost(parameters, counter.get_total_flops() // 2)

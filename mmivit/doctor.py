@@ -220,8 +220,9 @@ def install(module: str, installed: Installed) -> str:
     wanted = REQUIREMENTS.get(name, name)
     commands = [pip('uninstall --yes', *present)] if present else []
     if module == 'mmcv':
-        if name == 'mmcv' and torch and _release(torch) >= (2, 14):
-            # From there on torch wants C++20, which mmcv 2.1.0 does not ask of the compiler.
+        if torch and _release(torch) >= (2, 14):
+            # From there on torch wants C++20, which neither mmcv 2.1.0 nor the fork's 2.3.6 asks
+            # of the compiler.
             commands.append(pip('install "torch<2.14" torchvision'))
         commands.append(pip('install "setuptools<81" wheel ninja psutil'))
         build = pip('install --no-cache-dir --no-build-isolation --no-binary', name, wanted)

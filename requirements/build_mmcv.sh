@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Installs mmcv with its compiled operators into a virtual environment that has torch.
+# Installs mmcv, or its maintained fork, with its compiled operators into a virtual environment that
+# has torch and, in constraints.txt, the version.
 # The wheel is kept in the user's cache, keyed by what it was compiled against.
 # Usage: build_mmcv.sh VENV
 set -euo pipefail
 
 python=$1/bin/python
 export PATH="$(cd "$1/bin" && pwd):$PATH" # ninja
-here=$(cd "$(dirname "$0")" && pwd)
-version=$(sed -n 's/^mmcv==//p' "$here/constraints.txt")
+mmcv=$(grep -E '^(onedl-)?mmcv==' "$1/constraints.txt")
+name=${mmcv%%==*}
 
 # CUDA operators need a card, nvcc, and an nvcc of the major version torch was built with.
 cuda=cpu
@@ -27,11 +28,11 @@ fi
 
 key=$("$python" -c 'import platform, sys, torch
 print(f"py{sys.version_info[0]}{sys.version_info[1]}-torch{torch.__version__}-{platform.machine()}")')
-cache="${XDG_CACHE_HOME:-$HOME/.cache}/mmivit/mmcv-$version-$key-$cuda"
-wheel=$(ls "$cache"/mmcv-*.whl 2>/dev/null || true)
+cache="${XDG_CACHE_HOME:-$HOME/.cache}/mmivit/${mmcv/==/-}-$key-$cuda"
+wheel=$(ls "$cache"/*.whl 2>/dev/null || true)
 
 if [ -z "$wheel" ]; then
-    echo "==> Compiling mmcv $version's operators for $cuda (about 7 minutes on 2 cores, once per machine)"
+    echo "==> Compiling $mmcv's operators for $cuda (about 7 minutes on 2 cores, once per machine)"
     mkdir -p "$cache"
     build=$(mktemp -d "$cache/build.XXXXXX")
     trap 'rm -rf "$build"' EXIT
@@ -43,17 +44,17 @@ if [ -z "$wheel" ]; then
     # --no-cache-dir: pip's own cache forgets which torch a wheel was compiled for.
     # -g0: Python's own flags ask for debug symbols, which double the time and the size.
     if ! MMCV_WITH_OPS=1 CFLAGS="-g0 ${CFLAGS:-}" MAX_JOBS="${MAX_JOBS:-$(getconf _NPROCESSORS_ONLN)}" \
-        TMPDIR=$build "$python" -m pip wheel --quiet --no-cache-dir --no-build-isolation --no-deps --no-binary mmcv \
-        --wheel-dir "$build" "mmcv==$version" >"$cache/build.log" 2>&1; then
+        TMPDIR=$build "$python" -m pip wheel --quiet --no-cache-dir --no-build-isolation --no-deps --no-binary "$name" \
+        --wheel-dir "$build" "$mmcv" >"$cache/build.log" 2>&1; then
         tail -n 30 "$cache/build.log"
-        echo "mmcv did not compile; the end of its log is above, all of it in $cache/build.log."
+        echo "$mmcv did not compile; the end of its log is above, all of it in $cache/build.log."
         echo "With less than 2 GiB of memory per core try: make setup MAX_JOBS=1"
         exit 1
     fi
-    mv "$build"/mmcv-*.whl "$cache/"
-    wheel=$(ls "$cache"/mmcv-*.whl)
+    mv "$build"/*.whl "$cache/"
+    wheel=$(ls "$cache"/*.whl)
 else
-    echo "==> Installing mmcv $version from the wheel compiled earlier (seconds)"
+    echo "==> Installing $mmcv from the wheel compiled earlier (seconds)"
 fi
 "$python" -m pip install --quiet --no-deps --force-reinstall "$wheel"
 "$python" -c 'from mmcv.ops import nms, roi_align'

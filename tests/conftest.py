@@ -4,6 +4,8 @@ import logging
 import os
 import subprocess
 import sys
+import sysconfig
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -18,9 +20,13 @@ from mmivit.shapes import ShapesSpec, write_dataset
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / 'configs'
+FORKS = 'onedl-mmengine' in metadata.packages_distributions()['mmengine']
 
 
 def pytest_collection_modifyitems(items):
+    for item in items:
+        for mark in item.iter_markers('matrix'):
+            item.user_properties.append(('matrix', mark.args[0]))
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason='needs a CUDA device; torch sees none')
         for item in items:
@@ -46,6 +52,15 @@ def shapes(tmp_path_factory):
     folder = tmp_path_factory.mktemp('workspace')
     write_dataset(folder / 'data' / 'shapes', ShapesSpec(train=16, val=4, size=128))
     return folder
+
+
+def link_installed(folder, wanted=(), without=()):
+    """Link what is installed here into a folder: by how names begin, or all without some."""
+    folder.mkdir(exist_ok=True)
+    for path in Path(sysconfig.get_paths()['purelib']).iterdir():
+        name = path.name.lower()
+        if not name.startswith(without) and name.startswith(wanted or ('',)):
+            (folder / path.name).symlink_to(path)
 
 
 def run_tool(name, *args, cwd, timeout=300, **env):

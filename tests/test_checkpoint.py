@@ -8,16 +8,15 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.runner.checkpoint import load_checkpoint, load_state_dict
-from mmengine.utils import digit_version
 from torch import nn
 
 from mmivit import checkpoint  # importing mmivit is what allow-lists
 from mmivit.models import IViT
+from tests.conftest import FORKS
 
 ONE = torch.ones(1)
 weights_only = pytest.mark.skipif(
-    digit_version(torch.__version__) < digit_version('2.6.0'),
-    reason='torch before 2.6 does not refuse pickles by default',
+    not checkpoint.HAS_ALLOW_LIST, reason='torch before 2.6 does not refuse pickles by default'
 )
 
 
@@ -39,6 +38,7 @@ def read_as_older_torch(path):
 READERS = [pytest.param(torch.load, marks=weights_only), read_as_older_torch]
 
 
+@pytest.mark.matrix('checkpoints')
 @pytest.mark.parametrize('read', READERS)
 def test_a_message_hub_loads_as_data(read, tmp_path):
     path = tmp_path / 'log.pth'
@@ -64,8 +64,7 @@ class Hostile:
         return self.call
 
 
-@weights_only
-@pytest.mark.parametrize(
+hostile_payloads = pytest.mark.parametrize(
     'payload',
     [
         Hostile(os.system, 'touch harmed'),
@@ -77,13 +76,28 @@ class Hostile:
     ],
     ids=['os.system', 'getattr-array', 'getattr-init', 'getattr-instance', 'eval', 'exec'],
 )
+
+
+@pytest.mark.matrix('checkpoints')
+@hostile_payloads
 def test_a_hostile_checkpoint_is_refused(payload, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(dict(state_dict=IViT('nano').state_dict(), extra=payload), 'hostile.pth')
+    for read in (checkpoint.read_checkpoint, read_as_older_torch):
+        with pytest.raises(checkpoint.CheckpointError, match='not safe'):
+            read('hostile.pth')
+    assert not os.path.exists('harmed')
+
+
+@pytest.mark.matrix('checkpoints')
+@weights_only
+@pytest.mark.skipif(FORKS, reason="MMEngine's fork loads what torch refuses")
+@hostile_payloads
+def test_mmengine_refuses_a_hostile_checkpoint(payload, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save(dict(state_dict=IViT('nano').state_dict(), extra=payload), 'hostile.pth')
     with pytest.raises(pickle.UnpicklingError):
         load_checkpoint(IViT('nano'), 'hostile.pth')
-    with pytest.raises(checkpoint.CheckpointError, match='not safe'):
-        read_as_older_torch('hostile.pth')
     assert not os.path.exists('harmed')
 
 

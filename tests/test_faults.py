@@ -25,6 +25,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.matrix('segmentation')
 @pytest.mark.parametrize(
     ('task', 'processes', 'kills'),
     [
@@ -59,6 +60,7 @@ def test_a_killed_run_reaches_the_end_as_if_it_had_not_been(task, processes, kil
         assert set(toll.moments) == {'saving', 'step', 'evaluation'}
 
 
+@pytest.mark.matrix('detection')
 def test_a_detector_is_bitwise_the_same_in_another_process_and_after_resuming(folder):
     whole = Training(folder, 'bitwise', 'detection', steps=8)
     whole.start()

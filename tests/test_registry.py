@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.matrix('registration')
 NOTHING_IMPORTED = "import sys; assert not any(m.startswith('mmivit') for m in sys.modules)\n"
 
 

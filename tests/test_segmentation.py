@@ -21,18 +21,24 @@ from tests.conftest import CONFIGS, run_tool
 CONFIG = CONFIGS / 'upernet_ivit_shapes.py'
 
 
+def train(folder, iterations, *more):
+    done = run_tool(
+        'train.py', CONFIG, '--work-dir', 'seg', *more, '--cfg-options',
+        f'train_cfg.max_iters={iterations}', 'train_cfg.val_interval=4',
+        'default_hooks.checkpoint.interval=2', 'train_dataloader.batch_size=2', cwd=folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
 @pytest.fixture(scope='session')
 def checkpoint(shapes):
     """A demo segmentor trained for four steps."""
-    done = run_tool(
-        'train.py', CONFIG, '--work-dir', 'seg', '--cfg-options', 'train_cfg.max_iters=4',
-        'train_cfg.val_interval=4', 'default_hooks.checkpoint.interval=4',
-        'train_dataloader.batch_size=2', cwd=shapes,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    train(shapes, 4)
     return shapes / 'seg/iter_4.pth'
 
 
+@pytest.mark.matrix('segmentation')
 @pytest.mark.parametrize('tta', [False, True])
 def test_evaluation(checkpoint, shapes, tta):
     done = run_tool(
@@ -42,6 +48,13 @@ def test_evaluation(checkpoint, shapes, tta):
     assert done.returncode == 0, done.stderr[-3000:]
     assert 'mIoU' in done.stdout
     assert len(list((shapes / 'seg_test/maps').glob('*.png'))) == 4
+
+
+@pytest.mark.matrix('segmentation')
+def test_training_goes_on_from_a_checkpoint(checkpoint, shapes):
+    done = train(shapes, 6, '--resume', checkpoint)
+    assert 'resumed epoch: 0, iter: 4' in done.stdout + done.stderr
+    assert (shapes / 'seg/iter_6.pth').exists()
 
 
 def test_prediction(checkpoint, shapes, tmp_path):
@@ -117,6 +130,7 @@ def test_upsampling_by_classes_gives_the_labels_of_resized_logits(monkeypatch):
     assert torch.equal(upsampled_labels(logits, (77, 90), model), expected)
 
 
+@pytest.mark.matrix('segmentation')
 def test_labels_equal_stock_inference(checkpoint, shapes):
     segmentor = Segmentor(Config.fromfile(CONFIG), str(checkpoint), 'cpu', {})
     image = cv2.imread(str(shapes / 'data/shapes/images/validation/000001.jpg'))
@@ -126,6 +140,7 @@ def test_labels_equal_stock_inference(checkpoint, shapes):
     assert (segmentor.label_map(image) == expected).all()
 
 
+@pytest.mark.matrix('inferencers')
 def test_stock_mmseg_from_an_empty_folder(checkpoint, tmp_path):
     code = (
         'import numpy, sys\n'
@@ -145,6 +160,7 @@ def test_stock_mmseg_from_an_empty_folder(checkpoint, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.matrix('segmentation')
 def test_stock_mmseg_tools_run_the_demo_config(checkpoint, shapes):
     from pathlib import Path
 

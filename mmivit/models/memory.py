@@ -11,13 +11,18 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+try:
+    from torch.compiler import is_compiling
+except ImportError:  # torch before 2.3
+    from torch._dynamo import is_compiling
+
 PIECE = 2**20  # elements of a temporary, 4 MiB in fp32
 
 
 @torch.jit.unused
 def is_eager(x: Tensor) -> bool:
     """False for symbolic tensors (fx, export) and under tracers, which must see plain graphs."""
-    return type(x) is Tensor and not torch.jit.is_tracing() and not torch.compiler.is_compiling()
+    return type(x) is Tensor and not torch.jit.is_tracing() and not is_compiling()
 
 
 @torch.jit.unused
