@@ -58,5 +58,6 @@ setup(
         'det': ['mmengine>=0.10', 'mmcv>=2.0,<2.2', 'mmdet>=3.3'],
         'seg': ['mmengine>=0.10', 'mmcv>=2.0,<2.2', 'mmsegmentation>=1.2', 'ftfy', 'regex'],
         'timm': ['timm>=1.0'],
+        'export': ['onnx', 'onnxscript', 'onnxruntime'],
     },
 )

@@ -62,11 +62,13 @@ def machine(device: str) -> dict[str, str]:
     )
 
 
-def compare(functions: dict[str, Callable[[], object]], device: str) -> dict[str, dict]:
+def compare(
+    functions: dict[str, Callable[[], object]], device: str, limit: float = SECONDS
+) -> dict[str, dict]:
     """Seconds of each function: median, first and third quartile, rounds.
 
     One warm call each, then rounds in turn, in another order each time: what comes after a call
-    that frees gigabytes is slower.
+    that frees gigabytes is slower. After ``limit`` seconds no round begins but the first three.
     """
     for function in functions.values():
         function()
@@ -76,7 +78,7 @@ def compare(functions: dict[str, Callable[[], object]], device: str) -> dict[str
     for i in range(ROUNDS):
         for name in order.sample(list(functions), len(functions)):
             times[name].append(_time(functions[name], device))
-        if i >= 2 and time.perf_counter() - start > SECONDS:
+        if i >= 2 and time.perf_counter() - start > limit:
             break
     result = {}
     for name, values in times.items():

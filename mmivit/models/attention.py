@@ -32,7 +32,7 @@ INTERACTIONS = ('pre', 'post', 'both')
 def pool_landmarks(x: Tensor, landmarks: int) -> Tensor:
     """Average a token grid over blocks: the values of ``adaptive_avg_pool2d``, channels last.
 
-    Two small averaging matrices do the work where gradients or graphs are made, because adaptive
+    :func:`average_blocks` does the work where gradients or graphs are made, because adaptive
     pooling's backward is not deterministic on CUDA and it does not export with dynamic sizes. A
     grid side shorter than ``landmarks`` is kept as it is.
 
@@ -43,12 +43,25 @@ def pool_landmarks(x: Tensor, landmarks: int) -> Tensor:
     Returns:
         (B, min(g, H), min(g, W), C).
     """
-    _, height, width, channels = x.shape
+    size = (min(landmarks, x.shape[1]), min(landmarks, x.shape[2]))
     if not torch.jit.is_scripting() and is_lean(x):
-        size = (min(landmarks, height), min(landmarks, width))
         return F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
-    rows = _averaging_matrix(height, min(landmarks, height), x)  # (g_h, H)
-    columns = _averaging_matrix(width, min(landmarks, width), x)  # (g_w, W)
+    return average_blocks(x, size)
+
+
+def average_blocks(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """``adaptive_avg_pool2d``, channels last, by two small averaging matrices.
+
+    Args:
+        x: (B, H, W, C).
+        size: g_h and g_w, any from 1 up.
+
+    Returns:
+        (B, g_h, g_w, C).
+    """
+    rows = _averaging_matrix(x.shape[1], size[0], x)  # (g_h, H)
+    columns = _averaging_matrix(x.shape[2], size[1], x)  # (g_w, W)
+    channels = x.shape[3]
     x = columns @ x  # (g_w, W) @ (B, H, W, C) -> (B, H, g_w, C)
     x = rows @ x.flatten(2)  # (g_h, H) @ (B, H, g_w * C) -> (B, g_h, g_w * C)
     return x.reshape(x.shape[0], x.shape[1], -1, channels)  # (B, g_h, g_w, C)

@@ -1,0 +1,261 @@
+"""Graphs against torch: ONNX in onnxruntime, torch.export, TorchScript."""
+
+import copy
+import json
+import re
+import sys
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from mmengine.config import Config
+from mmseg.structures import SegDataSample
+from torch.export import Dim
+
+import mmivit.export
+from mmivit.export import (
+    ExportError,
+    Parity,
+    SegmentorGraph,
+    build,
+    check_parity,
+    export,
+    parity_rows,
+    scatter,
+    write_onnx,
+)
+from mmivit.models import IViT
+from tests.conftest import CONFIGS, ROOT, run_tool
+
+SEGMENTOR, DETECTOR = CONFIGS / 'upernet_ivit_shapes.py', CONFIGS / 'mask_rcnn_ivit_shapes.py'
+ARCH = dict(depths=(1, 1, 1, 1), widths=(32, 64, 128, 256))  # exports three times as fast as nano
+# Batch, height, width.
+SIZES = ((1, 31, 31), (2, 112, 137), (1, 64, 400), (2, 224, 224), (1, 333, 250))
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """Checkpoints of the demo's models, as after a training that moved every parameter."""
+    folder = tmp_path_factory.mktemp('export')
+    for config in (SEGMENTOR, DETECTOR):
+        cfg = Config.fromfile(config)
+        if config is DETECTOR:
+            cfg.model.backbone.arch = ARCH
+        meta = dict(dataset_meta=dict(classes=cfg.metainfo.classes))
+        state_dict = scatter(build(cfg)).state_dict()
+        torch.save(dict(state_dict=state_dict, meta=meta), folder / f'{config.stem}.pth')
+    return folder
+
+
+@pytest.fixture(scope='module')
+def segmentor(folder):
+    """The finished command that exported UperNet, and what it wrote."""
+    out = folder / 'graphs' / 'upernet.onnx'
+    done = run_tool(
+        'export.py', SEGMENTOR, folder / f'{SEGMENTOR.stem}.pth', out, cwd=folder, timeout=900
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [path.name for path in out.parent.iterdir()] == ['upernet.onnx']
+    return done, out
+
+
+@pytest.fixture(scope='module')
+def nano(tmp_path_factory):
+    """The backbone and its graph."""
+    model = scatter(IViT('nano')).eval()
+    path = tmp_path_factory.mktemp('nano') / 'nano.onnx'
+    write_onnx(model, path, [f'map{i}' for i in range(4)])
+    return model, path
+
+
+def test_the_command_exports_upernet_and_prints_how_it_compares(segmentor):
+    done, _ = segmentor
+    rows = re.findall(r'^\| \S+ \| (\d+) x (\d+) x (\d+) \| (\S+) \|', done.stdout, re.M)
+    assert [tuple(map(int, row[:3])) for row in rows] == list(mmivit.export.SIZES)
+    assert all(0 < float(row[3]) <= 1e-4 for row in rows)
+    assert 'logits: float32, batch x classes x height x width' in done.stdout
+
+
+def logits_of_mmseg(model, images):
+    """Those of its own test step, (B, classes, H, W), of images (B, 3, H, W)."""
+    size = tuple(images.shape[2:])  # mmseg takes a torch.Size for a window's
+    samples = [SegDataSample(metainfo=dict(img_shape=size, ori_shape=size)) for _ in images]
+    with torch.no_grad():
+        tested = model.test_step(dict(inputs=list(images), data_samples=samples))
+    return torch.stack([sample.seg_logits.data for sample in tested])
+
+
+def test_upernet_gives_the_logits_of_mmseg(segmentor, folder):
+    model = build(Config.fromfile(SEGMENTOR))
+    model.load_state_dict(torch.load(folder / f'{SEGMENTOR.stem}.pth')['state_dict'])
+    session = onnxruntime.InferenceSession(str(segmentor[1]))
+    for batch, *size in SIZES:
+        images = torch.randint(256, (batch, 3, *size), dtype=torch.uint8)
+        (logits,) = session.run(None, {'image': images.float().numpy()})
+        expected = logits_of_mmseg(model, images).numpy()
+        assert logits.shape == expected.shape == (batch, 6, *size)
+        assert np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_a_segmentor_that_pads_in_testing():
+    cfg = Config.fromfile(SEGMENTOR)
+    cfg.model.data_preprocessor.update(test_cfg=dict(size_divisor=64), pad_val=3)
+    model = scatter(build(cfg))
+    graph = SegmentorGraph(model, cfg.model.data_preprocessor, 3, 64)
+    images = torch.randint(256, (2, 3, 65, 100))
+    with torch.no_grad():
+        logits = graph(images.float())
+    torch.testing.assert_close(logits, logits_of_mmseg(model, images), rtol=1e-4, atol=1e-4)
+
+
+def test_a_graph_says_what_it_takes_and_holds_nothing_of_this_machine(segmentor):
+    graph = onnx.load(segmentor[1])
+    meta = {entry.key: entry.value for entry in graph.metadata_props}
+    assert 'BGR, 0 to 255' in meta['image']
+    assert json.loads(meta['classes']) == list(Config.fromfile(SEGMENTOR).metainfo.classes)
+    (image,) = graph.graph.input
+    dims = [dim.dim_param or dim.dim_value for dim in image.type.tensor_type.shape.dim]
+    assert dims == ['batch', 3, 'height', 'width']
+    assert str(ROOT).encode() not in segmentor[1].read_bytes()
+
+
+def test_the_documents_example_runs(segmentor, tmp_path, monkeypatch):
+    text = (ROOT / 'docs' / 'export.md').read_text()
+    (example,) = re.findall(r'```python\n(.*?onnxruntime.*?)```', text, re.S)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'upernet.onnx').symlink_to(segmentor[1])
+    cv2.imwrite('photo.jpg', np.random.default_rng(0).integers(0, 255, (90, 130, 3), np.uint8))
+    names = {}
+    exec(example, names)
+    assert names['labels'].shape == (90, 130)
+
+
+def test_a_detectors_backbone_and_neck(folder, monkeypatch):
+    """Compared with mmdet's own preprocessing, which pads to multiples of 32."""
+    monkeypatch.setattr(mmivit.export, 'SIZES', SIZES)
+    monkeypatch.setattr(mmivit.export, 'SECONDS', 0)
+    out = folder / 'mask_rcnn.onnx'
+    options = {'model.backbone.arch': dict(_delete_=True, **ARCH)}
+    result = export(str(DETECTOR), str(folder / f'{DETECTOR.stem}.pth'), out, cfg_options=options)
+    assert result.what.startswith('backbone and neck of MaskRCNN')
+    assert [(p.batch, p.height, p.width) for p in result.parities] == list(SIZES)
+    assert all(p.difference <= 1e-4 for p in result.parities)
+    maps = onnxruntime.InferenceSession(str(out)).run(
+        None, {'image': np.zeros((1, 3, 33, 100), np.float32)}
+    )
+    assert [y.shape for y in maps] == [(1, 48, 8, 16), (1, 48, 4, 8), (1, 48, 2, 4)]
+
+
+def test_the_backbone_in_onnxruntime(nano):
+    model, path = nano
+    parities = check_parity(path, model, 3, SIZES, 0)
+    assert all(0 < p.difference <= 1e-4 for p in parities)
+
+
+@pytest.mark.parametrize('name', ['stages.2.blocks.1.token_mixer.interaction_q', 'norm3.weight'])
+def test_a_graph_that_differs_is_refused(nano, name):
+    model, path = nano
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.get_parameter(name).mul_(1.01)
+    with pytest.raises(ExportError, match=r'differs from torch by .* at 1 x 3 x 64 x 64'):
+        check_parity(path, other, 3, [(1, 64, 64)], 0)
+
+
+def test_a_graph_that_does_not_run_is_refused(nano):
+    with pytest.raises(ExportError, match='onnxruntime cannot run the graph at 1 x 3 x 2 x 2'):
+        check_parity(nano[1], lambda images: [images], 3, [(1, 2, 2)], 0)
+
+
+def test_a_module_that_torch_cannot_export(tmp_path):
+    class Bright(torch.nn.Module):
+        def forward(self, image):
+            return image if image.mean() > 0 else -image
+
+    with pytest.raises(ExportError, match='torch cannot export Bright: '):
+        write_onnx(Bright(), tmp_path / 'bright.onnx', ['image'])
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_left_of_a_graph_that_differs(folder, monkeypatch):
+    def write(graph, path, *args):
+        path.write_bytes(b'graph')
+
+    def check(*args):
+        raise ExportError('differs')
+
+    monkeypatch.setattr(mmivit.export, 'write_onnx', write)
+    monkeypatch.setattr(mmivit.export, 'check_parity', check)
+    out = folder / 'wrong' / 'out.onnx'
+    with pytest.raises(ExportError, match='differs'):
+        export(str(SEGMENTOR), str(folder / f'{SEGMENTOR.stem}.pth'), out)
+    assert not list(out.parent.iterdir())
+
+
+def test_what_the_command_refuses(folder, tmp_path, monkeypatch):
+    config, checkpoint = str(SEGMENTOR), str(folder / f'{SEGMENTOR.stem}.pth')
+    out = tmp_path / 'out.onnx'
+    with pytest.raises(ExportError, match=r'ends in \.onnx'):
+        export(config, str(out), checkpoint)
+    with pytest.raises(ExportError, match='does not fit the config'):
+        export(config, checkpoint, out, cfg_options={'model.decode_head.num_classes': 7})
+    with pytest.raises(ExportError, match='has no decode_head'):
+        export(str(CONFIGS / 'upernet_ivit_nano.py'), str(backbone_alone(tmp_path)), out)
+    options = {'model.data_preprocessor.test_cfg': dict(size=(512, 512))}
+    with pytest.raises(ExportError, match='only size_divisor'):
+        export(config, checkpoint, out, cfg_options=options)
+    out.write_bytes(b'kept')
+    with pytest.raises(FileExistsError, match='--force'):
+        export(config, checkpoint, out)
+    assert out.read_bytes() == b'kept'
+    monkeypatch.setitem(sys.modules, 'onnxscript', None)
+    with pytest.raises(ExportError, match='onnxscript cannot be imported: python -m pip install'):
+        export(config, checkpoint, out, force=True)
+
+
+def backbone_alone(folder):
+    state_dict = {f'backbone.{k}': v for k, v in IViT('nano').state_dict().items()}
+    torch.save(dict(state_dict=state_dict), folder / 'backbone.pth')
+    return folder / 'backbone.pth'
+
+
+def test_a_missing_checkpoint_is_one_line(tmp_path):
+    done = run_tool('export.py', SEGMENTOR, 'none.pth', 'out.onnx', cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith('export: ')
+    assert 'none.pth' in done.stderr
+    assert 'Traceback' not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_torch_export_of_the_backbone():
+    model = scatter(IViT(ARCH)).eval()
+    shapes = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
+    with torch.no_grad():
+        program = torch.export.export(model, (torch.rand(2, 3, 224, 288),), dynamic_shapes=shapes)
+        # From 35 pixels: where one token is left, torch.export wants a program of its own.
+        for size in ((1, 35, 35), (2, 112, 137), (1, 64, 400), (3, 224, 224), (1, 333, 250)):
+            images = torch.rand(size[0], 3, *size[1:])
+            for y, expected in zip(program.module()(images), model(images)):
+                torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_torchscript_trace_of_the_backbone(nano):
+    """A trace fixes the landmark grid: it serves sizes where that is not clamped, from 195 up."""
+    model, _ = nano
+    with torch.no_grad():
+        trace = torch.jit.trace(model, torch.rand(1, 3, 224, 288))
+        for size in ((1, 224, 288), (2, 195, 195), (1, 333, 250)):
+            images = torch.rand(size[0], 3, *size[1:])
+            for y, expected in zip(trace(images), model(images)):
+                torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+        image = torch.rand(1, 3, 194, 194)  # wrong, as docs/export.md says
+        assert (trace(image)[3] - model(image)[3]).abs().max() > 1e-3
+
+
+def test_rows_of_the_table():
+    row = parity_rows('nano', [Parity(2, 31, 64, 1.2e-6, 0.012, 0.0034)])
+    assert row == '| nano | 2 x 31 x 64 | 1.2e-06 | 12.0 | 3.4 |'
