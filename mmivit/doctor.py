@@ -241,9 +241,14 @@ def install_mmivit() -> str:
     return pip('install --no-deps --editable', folder)
 
 
+def _module(check: str) -> str:
+    """The module a check is of, by the check's name."""
+    return check.split()[-1].split('.')[0]
+
+
 def explain(name: str, word: str, installed: Installed) -> tuple[str, str]:
     """What the error ``word`` of the check ``name`` means, and the command that mends it."""
-    module = name.split()[-1].split('.')[0]
+    module = _module(name)
     torch = installed.get('torch', {}).get('torch', 'the one installed')
     absent = re.search(r"No module named '(\w+)", word)
     unfit = re.search(r'(MMCV|MMEngine)==\S+ is used but incompatible', word)
@@ -271,7 +276,7 @@ def explain(name: str, word: str, installed: Installed) -> tuple[str, str]:
         command = pip('install --upgrade torch torchvision')
     elif name.startswith('IViT'):
         why, command = name, install_mmivit()
-    elif module.startswith('mm'):
+    elif module.startswith('mm') or module in ('torchvision', 'timm'):
         why, command = f'importing {name}', install(module, installed)
     else:
         pins = [f'{d}=={v.split("+")[0]}' for d, v in installed[module].items()]
@@ -279,18 +284,19 @@ def explain(name: str, word: str, installed: Installed) -> tuple[str, str]:
     return f'{why}: {word}', command
 
 
-def misfits(installed: Installed) -> list[tuple[str, str]]:
-    """What versions alone tell: pairs of what is wrong and the command that mends it."""
+def misfits(installed: Installed) -> list[tuple[str, str, str]]:
+    """What versions alone tell: each module, what is wrong and the command that mends it."""
     found = []
     for module, distributions in installed.items():
         if len(distributions) > 1:
             both = ' and '.join(f'{d} {v}' for d, v in distributions.items())
-            found.append((f'{both} overwrite each other', install(module, installed)))
+            what = f'{both} overwrite each other'
+            found.append((module, what, install(module, installed)))
     torch = installed.get('torch', {}).get('torch', '')
     numpy = installed.get('numpy', {}).get('numpy', '')
     if _release(torch) == (2, 1) and _release(numpy) >= (2,):
         what = f'torch {torch} was compiled for numpy 1, found {numpy}'
-        found.append((what, pip('install "numpy<2"')))
+        found.append(('numpy', what, pip('install "numpy<2"')))
     if torch and installed.get('torchvision'):
         for requirement in metadata.requires('torchvision') or ():
             pinned = re.match(r'torch\s*\(?==\s*([\d.]+)', requirement)
@@ -298,11 +304,11 @@ def misfits(installed: Installed) -> list[tuple[str, str]]:
                 what = (
                     f'torchvision {_version("torchvision")} is for torch {pinned[1]}, not {torch}'
                 )
-                found.append((what, install('torchvision', installed)))
+                found.append(('torchvision', what, install('torchvision', installed)))
     root = str(Path(__file__).resolve().parent.parent)
     if not _version('mmivit') and root not in sys.path[1:]:  # the first is the folder we are in
         what = 'mmivit is found from this folder alone, not by tools or from elsewhere'
-        found.append((what, install_mmivit()))
+        found.append(('mmivit', what, install_mmivit()))
     return found
 
 
@@ -320,7 +326,11 @@ def main(argv: list[str] | None = None) -> int:
 
     setuptools = _version('setuptools') or 'not installed'
     print(f'{"Python":18}{platform.python_version()}, setuptools {setuptools}')
-    problems = misfits(installed)
+    problems: list[tuple[str, str]] = []
+    mends: dict[str, str] = {}  # by module or error: one cause has one command
+    for module, what, command in misfits(installed):
+        problems.append((what, command))
+        mends[module] = command
     for name, check in CHECKS.items():
         passed, word = results.get(name, (False, ''))
         versions = [v if d == name else f'{d} {v}' for d, v in installed.get(name, {}).items()]
@@ -333,7 +343,9 @@ def main(argv: list[str] | None = None) -> int:
             unmet = [n for n in check.needs if not results.get(n, (False,))[0]]
             word = f'not examined: needs {", ".join(unmet)}'
         elif not passed:
-            problems.append(explain(name, word, installed))
+            what, command = explain(name, word, installed)
+            command = mends[word] = mends.get(_module(name)) or mends.get(word) or command
+            problems.append((what, command))
             word = 'FAILS, see below'
         print(f'{name:18}{", ".join([*versions, word])}')
 

@@ -146,10 +146,23 @@ def test_a_package_crashes_python_while_it_is_imported(site):
     assert status == 1
     assert mends == {
         'torch 2.1.2 was compiled for numpy 1, found 2.4.6': 'python -m pip install "numpy<2"',
-        'importing numpy: crashes Python (SIGSEGV)': (
-            'python -m pip install --force-reinstall --no-deps numpy==2.4.6'
-        ),
+        'importing numpy: crashes Python (SIGSEGV)': 'python -m pip install "numpy<2"',
     }
+
+
+def test_one_cause_has_one_command(site):
+    site.link('numpy', 'wrapt')
+    site.fake('torch', '2.12.1', 'from_numpy = lambda array: array')
+    site.fake('torchvision', '0.26.0', "raise RuntimeError('no torchvision::nms')")
+    with open(site.folder / 'torchvision-0.26.0.dist-info/METADATA', 'a') as file:
+        file.write('Requires-Dist: torch==2.11.0\n')
+    site.fake('mmengine', '0.10.7', 'import torchvision')
+    _, mends, _ = site.doctor()
+    command = 'python -m pip uninstall --yes torchvision && '
+    command += 'python -m pip install torchvision torch==2.12.1'
+    assert mends['torchvision 0.26.0 is for torch 2.11.0, not 2.12.1'] == command
+    for name in ('torchvision', 'mmengine'):
+        assert mends[f'importing {name}: RuntimeError: no torchvision::nms'] == command
 
 
 @pytest.mark.matrix('doctor')
@@ -188,7 +201,8 @@ def test_what_an_error_means(name, word, why, mend):
 def test_the_original_and_its_fork_overwrite_each_other():
     both = {'mmcv': '2.1.0', 'onedl-mmcv': '2.3.6'}
     forks = {'mmengine': {'onedl-mmengine': '0.10.12'}, 'mmcv': both}
-    (problem, mend), *_ = misfits(forks)
+    (module, problem, mend), *_ = misfits(forks)
+    assert module == 'mmcv'
     assert problem == 'mmcv 2.1.0 and onedl-mmcv 2.3.6 overwrite each other'
     assert 'pip uninstall --yes mmcv onedl-mmcv && ' in mend
     assert mend.endswith(' --no-binary onedl-mmcv onedl-mmcv')  # as the rest of the stack
