@@ -385,14 +385,14 @@ def _difference(expected: Sequence[Tensor], found: Sequence[np.ndarray]) -> floa
 
 
 def benchmark_export(
-    config: Path, seconds: float, folder: Path
+    models: Sequence[str], seconds: float, folder: Path
 ) -> Iterator[tuple[str, list[Parity]]]:
-    """Compare and time the graphs of every backbone and of a config's whole segmentor.
+    """Compare and time the graphs of backbones and of whole segmentors.
 
     Weights are random: nothing is read.
 
     Args:
-        config: of a segmentor.
+        models: names of architectures, for the backbone alone, or paths of segmentors' configs.
         seconds: spent on timing each size, about.
         folder: where the graphs lie meanwhile.
 
@@ -401,16 +401,19 @@ def benchmark_export(
 
     Raises:
         ExportError: a package is missing, or a graph differs from torch.
+        LaunchError: there is no such config.
     """
     _check_packages()
-    for arch in ARCHITECTURES:
-        backbone = scatter(IViT(arch)).eval()
-        path = folder / f'{arch}.onnx'
-        write_onnx(backbone, path, [f'map{i}' for i in range(len(backbone.out_channels))])
-        yield f'backbone {arch}', check_parity(path, backbone, 3, SIZES, seconds)
-    cfg = read_config(str(config))
-    path = folder / f'{config.stem}.onnx'
-    yield config.stem, _export_model(scatter(build(cfg)), cfg, path, [], seconds).parities
+    for model in models:
+        path = folder / 'graph.onnx'
+        if model in ARCHITECTURES:
+            backbone = scatter(IViT(model)).eval()
+            write_onnx(backbone, path, [f'map{i}' for i in range(len(backbone.out_channels))])
+            yield f'backbone {model}', check_parity(path, backbone, 3, SIZES, seconds)
+        else:
+            cfg = read_config(model)
+            exported = _export_model(scatter(build(cfg)), cfg, path, [], seconds)
+            yield Path(model).stem, exported.parities
 
 
 def scatter(model: nn.Module) -> nn.Module:

@@ -20,6 +20,7 @@ from mmivit.export import (
     ExportError,
     Parity,
     SegmentorGraph,
+    benchmark_export,
     build,
     check_parity,
     export,
@@ -240,11 +241,13 @@ def test_torch_export_of_the_backbone():
     shapes = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
     with torch.no_grad():
         program = torch.export.export(model, (torch.rand(2, 3, 224, 288),), dynamic_shapes=shapes)
-        # From 35 pixels: where one token is left, torch.export wants a program of its own.
         for size in ((1, 35, 35), (2, 112, 137), (1, 64, 400), (3, 224, 224), (1, 333, 250)):
             images = torch.rand(size[0], 3, *size[1:])
             for y, expected in zip(program.module()(images), model(images)):
                 torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+        # Where one token is left, torch.export wants a program of its own.
+        with pytest.raises(Exception, match=r'\[2\] >= 35'):
+            program.module()(torch.rand(1, 3, 34, 64))
 
 
 def test_torchscript_trace_of_the_backbone(nano):
@@ -256,8 +259,20 @@ def test_torchscript_trace_of_the_backbone(nano):
             images = torch.rand(size[0], 3, *size[1:])
             for y, expected in zip(trace(images), model(images)):
                 torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
-        image = torch.rand(1, 3, 194, 194)  # wrong, as docs/export.md says
-        assert (trace(image)[3] - model(image)[3]).abs().max() > 1e-3
+        # Wrong without an error, as docs/export.md says.
+        small, large = torch.rand(1, 3, 112, 137), torch.rand(1, 3, 224, 288)
+        assert (trace(small)[3] - model(small)[3]).abs().max() > 1e-3
+        trace = torch.jit.trace(model, small)
+        assert (trace(large)[3] - model(large)[3]).abs().max() > 1e-3
+
+
+def test_the_benchmark_takes_backbones_and_segmentors(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(mmivit.export, 'write_onnx', lambda *args: made.append(args[2]))
+    monkeypatch.setattr(mmivit.export, 'check_parity', lambda *args: [])
+    results = dict(benchmark_export(['nano', str(SEGMENTOR)], 0, tmp_path))
+    assert list(results) == ['backbone nano', 'upernet_ivit_shapes']
+    assert made == [['map0', 'map1', 'map2', 'map3'], ['logits']]
 
 
 def test_rows_of_the_table():
