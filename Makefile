@@ -3,7 +3,7 @@
 # make demo-seg   the same for segmentation, with UperNet
 # make test       the tests
 # make test-timm  timm's own tests of models, on all five iViT
-# make test-matrix  the tests that count with other versions, in an environment of each; the README's table
+# make test-matrix  the tests marked matrix with three stacks of versions, and the README's table
 # make lint       ruff, and nothing changed
 # make clean      remove the environment and everything the commands here wrote
 #
