@@ -5,7 +5,7 @@
 # make test-timm  timm's own tests of models, on all five iViT
 # make test-faults  training killed 20 times in a row, full disks, dead processes: the long form
 # make fuzz       a coverage-guided fuzzer on what reads strangers' files; SECONDS=600 for each
-# make test-matrix  the tests that count with other versions, in an environment of each; the README's table
+# make test-matrix  the tests marked matrix with three stacks of versions, and the README's table
 # make lint       ruff, and nothing changed
 # make clean      remove the environment and everything the commands here wrote
 #

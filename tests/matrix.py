@@ -97,7 +97,7 @@ def report(versions: dict, outcomes: dict) -> tuple[str, bool]:
                     note = f'{outcome}: `{test.partition("[")[0]}`: {reason}'
                     notes.setdefault(note, []).append(name)
     lines = ['| ' + ' | '.join(row) + ' |' for row in rows]
-    lines += ['', f'Python {platform.python_version()}, {platform.machine()}, {date.today()}.']
+    lines += ['', f'Python {platform.python_version()}, {platform.machine()}, {date.today()}.', '']
     for note, where in notes.items():
         lines.append(f'- {", ".join(dict.fromkeys(where))} {note}')
     failed = any(note.startswith('failed') for note in notes)
