@@ -166,7 +166,7 @@ def convert(
     later: tuple[str, ...] = ()
     if target == 'backbone':  # whose last stages are not built for out_indices=(1, 2)
         built = [i for i in range(NUM_STAGES) if any(k.startswith(f'stages.{i}.') for k in state)]
-        later = tuple(f'stages.{i}.' for i in range(max(built) + 1, NUM_STAGES))
+        later = tuple(f'stages.{i}.' for i in range(max(built, default=NUM_STAGES) + 1, NUM_STAGES))
     lost = [key for key in report.missing if not (is_optional(key) or key.startswith(later))]
     if lost:
         raise CheckpointError(

@@ -334,3 +334,9 @@ def test_the_table_counts_and_lists():
     assert f'missing       {len(report.missing)}' in table
     assert 'stages.2.blocks.0.token_mixer.interaction_q' in table
     assert 'head.fc.fc1.weight' in table
+
+
+def test_a_stem_alone_is_incomplete():
+    stem = {k: v for k, v in IViT('nano').state_dict().items() if k.startswith('stem.')}
+    with pytest.raises(CheckpointError, match='incomplete'):
+        convert(stem, source='ivit', arch='nano')
