@@ -74,6 +74,7 @@ def test_a_detector_is_bitwise_the_same_in_another_process_and_after_resuming(fo
     assert resumed.losses() == {step: whole.losses()[step] for step in (5, 6, 7, 8)}
 
 
+@long_form
 def test_a_dead_process_is_replaced_and_a_nan_on_one_stops_all(folder):
     poison = dict(type='PoisonHook', step=6, rank=1)
     training = Training(
