@@ -8,6 +8,7 @@ same tuple, thirty deep, as a key: hashing it takes 2^30 steps), or from crashin
 
 from __future__ import annotations
 
+import io
 import pickletools
 import stat
 import tarfile
@@ -62,7 +63,7 @@ def check_checkpoint(path: str | Path) -> None:
     with open(path, 'rb') as file:
         start = file.read(len(LEGACY_START))
         if start.startswith(ZIP_START):
-            _check_archive(path)
+            _check_archive(file)
         elif start == LEGACY_START and not tarfile.is_tarfile(path):
             file.seek(0)
             size = Path(path).stat().st_size
@@ -74,17 +75,18 @@ def check_checkpoint(path: str | Path) -> None:
             raise ValueError('neither of the formats of torch')
 
 
-def _check_archive(path: str | Path) -> None:
-    with zipfile.ZipFile(path) as archive:
+def _check_archive(file: BinaryIO) -> None:
+    with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
     sizes = {member.filename.partition('/')[2]: member.file_size for member in members}
     if 'constants.pkl' in sizes:
         raise RefusedFile('a TorchScript archive, which is a program and not safe to load')
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise RefusedFile('an archive with compressed members, which torch does not write')
-    if sum(member.file_size for member in members) > Path(path).stat().st_size:
+    if sum(member.file_size for member in members) > file.seek(0, io.SEEK_END):
         raise RefusedFile('an archive whose members are larger than the file')
-    reader = torch._C.PyTorchFileReader(str(path))  # torch's own: the two may see different things
+    file.seek(0)
+    reader = torch._C.PyTorchFileReader(file)  # torch's own: the two may see different things
     if len(sizes) < len(members) or set(reader.get_all_records()) != set(sizes):
         raise RefusedFile('an archive whose members are not told apart by their names')
     pickled = reader.get_record('data.pkl')

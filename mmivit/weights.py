@@ -25,6 +25,7 @@ from mmivit.converters import ConversionReport, convert, is_optional
 from mmivit.models.attention import ATTENTIONS
 from mmivit.registry import WEIGHT_INITIALIZERS
 from mmivit.version import __version__
+from mmivit.vetting import printable
 
 TIMM = 'timm://'
 FROM_SCRATCH = '--cfg-options model.backbone.init_cfg=None'
@@ -174,7 +175,7 @@ def convert_file(
         converted, report = convert(weights, **options)
     if not dry_run:
         meta = dict(
-            source=str(src) if '://' in str(src) else Path(src).name,
+            source=printable(src if '://' in str(src) else Path(src).name),
             sha256=_sha256_of_timm(weights) if str(src).startswith(TIMM) else _sha256(_local(src)),
             arch=report.arch,
             target=report.target,

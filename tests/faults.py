@@ -43,6 +43,19 @@ class PoisonHook(Hook):
 
 
 @HOOKS.register_module()
+class KillHook(Hook):
+    """SIGKILL to one process before a step, unless torchrun has restarted it."""
+
+    def __init__(self, step: int, rank: int) -> None:
+        self.step, self.rank = step, rank
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        first = os.environ['TORCHELASTIC_RESTART_COUNT'] == '0'
+        if first and runner.iter + 1 == self.step and get_rank() == self.rank:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@HOOKS.register_module()
 class FullDiskHook(Hook):
     """From one step on no file can grow beyond 1 MiB: like a full disk, but needs no root."""
 

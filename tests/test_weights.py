@@ -75,6 +75,15 @@ def test_the_file_says_where_it_comes_from(folder):
     assert os.listdir() == ['caformer.pth', 'a.pth', 'a.safetensors'] or len(os.listdir()) == 3
 
 
+@pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
+def test_file_names_need_not_be_text(suffix, folder):
+    source, destination = os.fsdecode(b'\xff.pth'), os.fsdecode(b'\xff2.') + suffix
+    torch.save(IViT('nano').state_dict(), source)
+    convert_file(source, destination)
+    os.rename(destination, f'text.{suffix}')  # safetensors itself opens no other
+    assert equal(fetch(f'text.{suffix}'), fetch(source))
+
+
 def test_a_converted_file_holds_no_more_than_its_tensors(folder):
     whole = torch.randn(1000, 1000)
     write_checkpoint('view.pth', {'corner': whole[:1, :1]}, {})

@@ -192,7 +192,8 @@ class Converter:
                 drop=[take.ConsumeUnicode(8)] if take.ConsumeBool() else [],
             )
         suffix = take.PickValueInList(['pth', 'safetensors', None, None, None, None])
-        if sum(tensor.nbytes for tensor in state.values()) > 2**24:
+        text = all(c < '\ud800' or c > '\udfff' for c in ''.join(state))
+        if not text or sum(tensor.nbytes for tensor in state.values()) > 2**24:
             suffix = None  # not to be written
         try:
             with confined(self.folder / 'out'):
@@ -226,7 +227,7 @@ class Converter:
         elif what == 4:  # enormous, in no memory
             shape = [take.ConsumeIntInRange(0, 2**20) for _ in range(take.ConsumeIntInRange(1, 2))]
             state[name] = torch.zeros(1).expand(shape)
-        elif what == 5 and name in state:
+        elif what == 5 and name in state and state[name].numel() < 2**20:  # .to() makes it real
             kinds = [torch.float64, torch.bfloat16, torch.int8, torch.bool, torch.complex64]
             state[name] = state[name].to(take.PickValueInList(kinds))
         elif what == 6 and name in state:
