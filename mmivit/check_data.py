@@ -116,7 +116,8 @@ def _check(node: dict, splits: list[str], scope: str | None) -> DataReport:
     elif '://' in source:
         report.add([Finding('data sets elsewhere, which are not read here', source)])
     elif readers == ('CocoDataset.load_data_list', 'CocoDataset.parse_data_info'):
-        seen = _check_coco(report, dataset, classes, load_image, bool(labels.get('with_mask')))
+        masks = bool(labels.get('with_mask'))
+        seen = _check_coco(report, dataset, classes, load_image, masks, splits == ['test'])
         report.add(_unseen(classes, seen, splits))
     elif any(base.__name__ == 'BaseSegDataset' for base in kind.__mro__):
         load_labels = _build(TRANSFORMS, labels, scope) if labels else None
@@ -326,6 +327,7 @@ def _check_coco(
     classes: Sequence[str],
     load_image: BaseTransform,
     with_mask: bool,
+    may_be_unlabelled: bool,
 ) -> set[str]:
     """Report on a COCO file and its images; the classes seen."""
     try:
@@ -335,8 +337,9 @@ def _check_coco(
         where = f'{dataset.ann_file}: {_line(error)}'
         report.add([Finding('annotation files that are not JSON', where)])
         return set(classes)
-    parts = {}
-    for part in ('images', 'categories', 'annotations'):
+    unlabelled = may_be_unlabelled and isinstance(content, dict) and 'annotations' not in content
+    parts = dict(annotations=[])
+    for part in ('images', 'categories', 'annotations')[: 2 if unlabelled else 3]:
         parts[part], found = usable_entries(content, part)
         report.add(found)
     names = {category['id']: category['name'] for category in parts['categories']}

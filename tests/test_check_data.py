@@ -332,6 +332,14 @@ def test_files_that_are_no_coco_files(workspace, text, kind):
     assert any(kind in name for name in report.problems)
 
 
+@pytest.mark.parametrize(('split', 'faults'), [('test', 0), ('val', 1)])
+def test_only_a_test_set_may_have_no_annotations(workspace, split, faults):
+    edit(workspace / COCO.replace('training', 'validation'), lambda c: c.pop('annotations'))
+    report = check(DETECTION, (split,))
+    assert report.problems.total() == faults
+    assert found(report, 'without an annotation')[0] == report.images == 2
+
+
 def test_classes_and_categories(workspace):
     def change(content):
         content['categories'][0]['name'] = 'Circle'
