@@ -25,15 +25,12 @@ from tqdm import tqdm
 
 from mmivit.coco_file import Finding, annotation_findings, category_findings, usable_entries
 from mmivit.launch import LaunchError, check_data, innermost_datasets, read_config
-from mmivit.vetting import printable
+from mmivit.vetting import IMAGE_FORMATS, check_image, printable
 
 SPLITS = ('train', 'val', 'test')
 EXAMPLES = 3  # kept of each kind; the rest is counted
 THREADS = 4  # decoding runs in parallel; more threads would hold more images at once
 LEAST_SIDE = 31  # pixels that the backbone needs
-MOST_PIXELS = 89_478_485  # where Pillow warns of a decompression bomb; 256 MiB decoded
-# Those that OpenCV reads too; for others Pillow may even start a program.
-FORMATS = ('JPEG', 'PNG', 'BMP', 'TIFF', 'WEBP', 'PPM', 'GIF', 'JPEG2000', 'SUN')
 COLOURS = {'1': 'grey', 'L': 'grey', 'LA': 'grey', 'CMYK': 'CMYK', 'RGBA': 'RGBA'}  # Pillow's modes
 
 
@@ -176,14 +173,10 @@ def _read(path: str, what: str) -> tuple[Image.Image, str]:
     if not os.path.getsize(path):
         raise _FileFault(f'{what} empty (0 bytes)', path)
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            width, height = image.size
-            if not width * height:
-                raise _FileFault(f'{what} of zero size', f'{path}: {width} x {height}')
-            if width * height > MOST_PIXELS:
-                raise Image.DecompressionBombError(f'{width} x {height}')
-            image.verify()  # see read_image in predict.py; nothing can be read from it afterwards
-        with Image.open(path, formats=FORMATS) as image:
+        width, height = check_image(path)
+        if not width * height:
+            raise _FileFault(f'{what} of zero size', f'{path}: {width} x {height}')
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
             layout = str(image.tile)
             image.load()
     except _FileFault:

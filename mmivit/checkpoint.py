@@ -200,10 +200,31 @@ def find_state_dict(checkpoint: dict) -> dict[str, Tensor]:
             f'it holds no weights under {", ".join(keys)}, and not only weights otherwise: '
             f'{listed(strangers)}'
         )
-    for prefix in ('module.', '_orig_mod.'):  # DDP's, torch.compile's
+    for prefix in ('_orig_mod.', 'module.', '_orig_mod.'):  # torch.compile's around DDP's or within
         if all(name.startswith(prefix) for name in weights):
             weights = {name.removeprefix(prefix): value for name, value in weights.items()}
     return weights
+
+
+def dataset_meta(checkpoint: dict) -> dict:
+    """Classes and palette as a checkpoint of MMEngine's has them, empty if it has none.
+
+    Raises:
+        CheckpointError: they are not what mmdet and mmseg take.
+    """
+    meta = checkpoint.get('meta')
+    saved = meta.get('dataset_meta') if isinstance(meta, dict) else None
+    if saved is None:
+        return {}
+    try:
+        fits = all(isinstance(name, str) for name in saved.get('classes') or ())
+        palette = saved.get('palette') or ()
+        fits &= isinstance(palette, str) or np.array(palette, np.uint8).shape[1:] in ((), (3,))
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        fits = False
+    if not fits:
+        raise CheckpointError('its meta.dataset_meta is no list of names and of colours')
+    return saved
 
 
 def _is_plain(value: object) -> bool:
@@ -233,12 +254,9 @@ def write_checkpoint(
     """
     path = Path(path)
     check_absent(path, force)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Views of a larger tensor would drag all of it into the file.
     state_dict = {name: tensor.detach().clone() for name, tensor in state_dict.items()}
-    partial = path.with_name(f'.{path.name}.partial')
-    partial.unlink(missing_ok=True)  # what lay there may have been a link
-    try:
+    with whole(path) as partial:
         if path.suffix == '.safetensors':
             from safetensors.torch import save_file
 
@@ -247,9 +265,6 @@ def write_checkpoint(
             save_file(contiguous, partial, metadata=texts)
         else:
             torch.save(dict(state_dict=state_dict, meta=meta), partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def check_absent(path: str | Path, force: bool) -> None:
@@ -258,14 +273,27 @@ def check_absent(path: str | Path, force: bool) -> None:
         raise FileExistsError(f'{path} exists; name another file, or replace it with --force')
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file, with the folders it needs, whole or not at all."""
+@contextmanager
+def whole(path: str | Path) -> Iterator[Path]:
+    """A temporary name for a file, its own once it is written; nothing is left if that fails.
+
+    The folders it needs are made.
+    """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'.{path.name}.partial')
-    partial.unlink(missing_ok=True)
-    with open(partial, 'xb') as file:  # anew: what lay there may have been a link
+    partial.unlink(missing_ok=True)  # what lay there may have been a link
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file, with the folders it needs, whole or not at all."""
+    with whole(path) as partial, open(partial, 'xb') as file:
         file.write(content)
-    partial.replace(path)
 
 
 class _SafePickle:

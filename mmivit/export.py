@@ -25,7 +25,15 @@ from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from mmivit.benchmark import compare
-from mmivit.checkpoint import check_absent, find_state_dict, listed, naming, read_checkpoint
+from mmivit.checkpoint import (
+    check_absent,
+    dataset_meta,
+    find_state_dict,
+    listed,
+    naming,
+    read_checkpoint,
+    whole,
+)
 from mmivit.launch import check_channels, read_config
 from mmivit.models.attention import average_blocks
 from mmivit.models.ivit import ARCHITECTURES, IViT
@@ -102,14 +110,8 @@ def export(
     check_channels(cfg)
     model, classes = _load(cfg, checkpoint)
     print_log('torch makes the graph, a minute or more', logger='current')
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial_out = out.with_name(f'.{out.name}.partial')
-    try:
-        result = _export_model(model, cfg, partial_out, classes, SECONDS)
-        partial_out.replace(out)
-    finally:
-        partial_out.unlink(missing_ok=True)
-    return result
+    with whole(out) as partial_out:
+        return _export_model(model, cfg, partial_out, classes, SECONDS)
 
 
 def _check_packages() -> None:
@@ -134,6 +136,7 @@ def _load(cfg: Config, checkpoint: str) -> tuple[nn.Module, list[str]]:
     loaded = read_checkpoint(checkpoint)
     with naming(checkpoint):
         weights = find_state_dict(loaded)
+        classes = dataset_meta(loaded).get('classes') or ()
         model = build(cfg)
         try:
             missing = model.load_state_dict(weights, strict=False).missing_keys
@@ -141,10 +144,7 @@ def _load(cfg: Config, checkpoint: str) -> tuple[nn.Module, list[str]]:
             raise ExportError(f'{checkpoint} does not fit the config: {error}') from error
     if missing:
         raise ExportError(f'{checkpoint} has no {listed(missing)}: it is of another config')
-    meta = loaded.get('meta')
-    meta = meta.get('dataset_meta') if isinstance(meta, dict) else None
-    classes = meta.get('classes') if isinstance(meta, dict) else None
-    return model, [str(name) for name in classes] if isinstance(classes, (list, tuple)) else []
+    return model, list(classes)
 
 
 def build(cfg: Config) -> nn.Module:

@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -15,9 +15,9 @@ from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmivit.checkpoint import read_checkpoint
+from mmivit.checkpoint import CheckpointError, read_checkpoint
 from mmivit.models.ivit import IViT
-from mmivit.safeguards import TrainingError, latest_checkpoint
+from mmivit.safeguards import TrainingError, check_whole, latest_checkpoint
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # full, quota, a limit on the size of files
 
@@ -68,16 +68,10 @@ def train(
                 'is meant. Add: auto_scale_lr = dict(enable=True, base_batch_size=16)'
             )
         cfg.auto_scale_lr.enable = True
-    whole = latest_checkpoint(cfg.work_dir) if resume == 'auto' else None
-    if whole:
-        cfg.resume, cfg.load_from = True, whole
-    elif resume == 'auto':
-        cfg.resume = False
-        print_log(f'Nothing to resume in {cfg.work_dir}: a new run starts.', logger='current')
-    elif resume is not None:
-        cfg.resume, cfg.load_from = True, _existing_file(resume, '--resume')
-    if cfg.get('load_from') and not whole:
-        _check_readable(cfg.load_from)
+    accumulated = cfg.optim_wrapper.get('accumulative_counts', 1)
+    if cfg.get('auto_scale_lr', {}).get('enable') and accumulated > 1:
+        cfg.auto_scale_lr.base_batch_size /= accumulated  # MMEngine leaves it out of the batch
+    _choose_checkpoint(cfg, resume)
     runner = build_runner(cfg)
     warn_about_batch_size(runner)
     try:
@@ -130,8 +124,8 @@ def evaluate(
         raise LaunchError(f'--out {out}: detections are written to a .pkl file')
     check_channels(cfg)
     check_data(cfg, ('test',))
-    cfg.load_from = _existing_file(checkpoint, 'checkpoint')
-    _check_readable(checkpoint)
+    cfg.load_from = checkpoint
+    read_loadable(checkpoint, 'checkpoint')
     if show or show_dir:
         hook = cfg.default_hooks.visualization
         hook.update(draw=True, show=show, wait_time=wait_time)
@@ -146,7 +140,10 @@ def evaluate(
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
         cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
     if out and cfg.default_scope == 'mmseg':
-        cfg.test_evaluator.update(output_dir=out, keep_results=True)
+        evaluators = cfg.test_evaluator
+        for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
+            if 'IoUMetric' in str(evaluator.type):  # the one that writes label maps
+                evaluator.update(output_dir=out, keep_results=True)
     runner = build_runner(cfg)
     if out and cfg.default_scope == 'mmdet':
         from mmdet.evaluation import DumpDetResults
@@ -184,7 +181,9 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
         'Expected layout:',
         *(f'    {path}' for path in expected),
         'Two ways on:',
-        f'  1. link the data:          mkdir -p {os.path.dirname(root) or "."} && '
+        '  1. put there what is missing'
+        if os.path.lexists(root)
+        else f'  1. link the data:          mkdir -p {os.path.dirname(root) or "."} && '
         f'ln -s /where/it/is {root}',
         '  2. use the built-in set:   python tools/make_shapes.py data/shapes && '
         'python tools/train.py configs/mask_rcnn_ivit_shapes.py',
@@ -277,9 +276,14 @@ def read_config(
     """The config at a path, overridden; the arguments are those of :func:`train`.
 
     Raises:
-        LaunchError: there is no such file, or an option does not fit it.
+        LaunchError: there is no such file, it is no config, or an option does not fit it.
     """
-    cfg = Config.fromfile(_existing_file(path, 'config'))
+    _existing_file(path, 'config')
+    try:
+        cfg = Config.fromfile(path)
+    except Exception as error:  # a config is a program
+        reason = f'{type(error).__name__}: {error}'
+        raise LaunchError(f'{path} cannot be read as a config: {reason}') from error
     if cfg_options:
         try:
             cfg.merge_from_dict(cfg_options)
@@ -307,16 +311,47 @@ def build_runner(cfg: Config) -> Runner:
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 
-def _existing_file(path: str, what: str) -> str:
+def _existing_file(path: str, what: str) -> None:
     if '://' not in path and not os.path.isfile(path):
         raise LaunchError(f'{what}: no file {path}, seen from {os.getcwd()}')
-    return path
 
 
-def _check_readable(checkpoint: str) -> None:
-    """Read a checkpoint before a run is built around it; MMEngine fetches a URL by itself."""
-    if '://' not in checkpoint:
-        read_checkpoint(checkpoint)
+def _choose_checkpoint(cfg: Config, resume: str | None) -> None:
+    """Set which checkpoint a run goes on from or starts with, and read it before it is built."""
+    if resume not in (None, 'auto'):
+        cfg.resume, cfg.load_from = True, resume
+    if resume == 'auto' or (cfg.get('resume') and not cfg.get('load_from')):
+        latest = latest_checkpoint(cfg.work_dir)
+        cfg.resume = latest is not None
+        if latest:
+            cfg.load_from = latest
+            return
+        print_log(f'Nothing to resume in {cfg.work_dir}: a new run starts.', logger='current')
+    if cfg.get('load_from'):
+        what, read = ('--resume', check_whole) if cfg.resume else ('load_from', read_checkpoint)
+        read_loadable(cfg.load_from, what, read)
+
+
+def read_loadable(
+    path: str, what: str, read: Callable[[str], dict | None] = read_checkpoint
+) -> dict | None:
+    """Read a checkpoint before MMEngine loads it; None of a URL, which it fetches by itself.
+
+    Args:
+        path: of the file.
+        what: the option that names it.
+        read: reads it, or checks it.
+
+    Raises:
+        LaunchError: there is no such file.
+        CheckpointError: it is unsafe, unreadable, or of a format that MMEngine does not load.
+    """
+    _existing_file(path, what)
+    if path.endswith('.safetensors'):
+        raise CheckpointError(
+            f'{path}: MMEngine loads .pth files alone; safetensors are for conversion and init_cfg'
+        )
+    return None if '://' in path else read(path)
 
 
 def innermost_datasets(node: dict | list | None) -> Iterator[dict]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import io
 import json
-import math
 import os
 import warnings
 from collections.abc import Iterable
@@ -18,17 +17,24 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from mmengine.config import Config
+from mmengine.registry import DATASETS
 from mmengine.structures import PixelData
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mmivit.check_data import FORMATS, MOST_PIXELS
-from mmivit.checkpoint import CheckpointError, naming, read_checkpoint, write_whole
-from mmivit.vetting import RefusedFile, check_regular, printable
+from mmivit.checkpoint import (
+    CheckpointError,
+    dataset_meta,
+    naming,
+    write_whole,
+)
+from mmivit.launch import innermost_datasets, read_config, read_loadable
+from mmivit.vetting import MOST_PIXELS, RefusedFile, check_image, check_regular, printable
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
 MAX_LOGITS = 2**27  # elements, half a GiB in fp32; more are never held at once
+MAX_JPEG = 65_500  # pixels a side, in OpenCV
 LEGIBLE = 480  # pixels; smaller images are enlarged for drawing, so that labels can be read
 LONGEST = 4096  # pixels, up to which they are
 
@@ -41,17 +47,28 @@ class PredictReport:
     failed: dict[Path, str] = field(default_factory=dict)
 
 
-def find_images(inputs: Iterable[str | Path]) -> list[tuple[Path, Path]]:
+def find_images(inputs: Iterable[str | Path], out: Path) -> list[tuple[Path, Path]]:
     """The images of files and folders, each with its name relative to what was asked for.
+
+    Args:
+        inputs: files, and folders that are searched recursively.
+        out: the folder to write, whose pictures and label maps are not taken for inputs.
 
     Raises:
         FileNotFoundError: an input does not exist, or a folder holds no image.
     """
     found = []
+    outputs = [out.absolute() / name for name in ('pictures', 'labels')]
     for entry in map(Path, inputs):
         if entry.is_dir():
+            left_out = [o for o in outputs if not entry.absolute().is_relative_to(o)]
             named = (p for p in entry.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES)
-            images = sorted(p for p in named if not p.is_dir())
+            images = sorted(
+                path
+                for path in named
+                if not path.is_dir()
+                and not any(path.absolute().is_relative_to(folder) for folder in left_out)
+            )
             if not images:
                 raise FileNotFoundError(
                     f'{entry} holds no image; looked for {", ".join(IMAGE_SUFFIXES)}'
@@ -77,19 +94,14 @@ def read_image(path: Path) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # about sizes that are refused here
-            with Image.open(path, formats=FORMATS) as header:
-                pixels = math.prod(header.size)
-                if pixels <= MOST_PIXELS:
-                    # OpenCV takes as much memory as a broken PNG says that its next part is long.
-                    header.verify()
-    except Image.DecompressionBombError:
-        pixels = math.inf
+            check_image(path)
+    except Image.DecompressionBombError as error:
+        limit = f'more than {MOST_PIXELS // 10**6} megapixels'
+        raise RefusedFile(f'{limit}; cut it into tiles') from error
     except PermissionError:
         raise
     except Exception as error:  # broken headers make Pillow's readers raise almost anything
         raise RefusedFile('not an image that can be read') from error
-    if pixels > MOST_PIXELS:
-        raise RefusedFile(f'more than {MOST_PIXELS // 10**6} megapixels; cut it into tiles')
     try:
         image = mmcv.imread(str(path))
     except cv2.error as error:
@@ -123,18 +135,16 @@ def predict(
         force: replace pictures and predictions written earlier.
 
     Raises:
-        FileNotFoundError: an input, the config or the checkpoint is missing.
+        FileNotFoundError: an input is missing.
+        LaunchError: the config or the checkpoint is missing, or the config cannot be read.
         FileExistsError: a file to be written exists and ``force`` is off.
         PermissionError: a symbolic link in ``out`` leads out of it.
         OSError: the disk is full.
         CheckpointError: the checkpoint is unsafe, unreadable, or of something else.
     """
-    for path in (config, checkpoint):
-        if not Path(path).is_file():
-            raise FileNotFoundError(f'no file {path}, seen from {os.getcwd()}')
-    cfg = Config.fromfile(config)
+    cfg = read_config(config)
     segments = cfg.get('default_scope') == 'mmseg'
-    images = find_images(inputs)
+    images = find_images(inputs, Path(out))
     targets = [_targets(Path(out), name, segments) for _, name in images]
     if len(set(targets)) < len(targets):
         twice = next(t for i, t in enumerate(targets) if t in targets[:i])
@@ -146,12 +156,13 @@ def predict(
             f'{existing[0]} exists ({len(existing)} such files); '
             'name another --out, or replace them with --force'
         )
+    loaded = read_loadable(checkpoint, 'checkpoint')
     with naming(checkpoint):
-        saved = _saved_meta(read_checkpoint(checkpoint))
+        saved = dataset_meta(loaded or {})
     if segments:
         predictor = Segmentor(cfg, checkpoint, device, saved)
     else:
-        predictor = Detector(cfg, checkpoint, device, score_thr)
+        predictor = Detector(cfg, checkpoint, device, saved, score_thr)
     report = PredictReport()
     for (path, _), paths in zip(tqdm(images, unit='image'), targets):
         try:
@@ -172,13 +183,22 @@ def predict(
 
 
 class Detector:
-    """mmdet's inferencer: BGR image in, RGB picture and plain record out."""
+    """mmdet's inferencer: BGR image in, RGB picture and plain record out.
 
-    def __init__(self, cfg: Config, checkpoint: str, device: str | None, score_thr: float) -> None:
+    Args:
+        saved: the checkpoint's ``dataset_meta``, empty if it has none.
+        score_thr: detections below this score are left out.
+    """
+
+    def __init__(
+        self, cfg: Config, checkpoint: str, device: str | None, saved: dict, score_thr: float
+    ) -> None:
         from mmdet.apis import DetInferencer
 
         self.inferencer = DetInferencer(cfg, checkpoint, device=device, show_progress=False)
-        self.classes = self.inferencer.model.dataset_meta['classes']
+        self.classes = _names_and_colours(cfg, saved)['classes']
+        # mmdet takes COCO's where the checkpoint names none.
+        self.inferencer.model.dataset_meta['classes'] = self.classes
         self.score_thr = score_thr
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, dict]:
@@ -187,6 +207,8 @@ class Detector:
             sample.pred_instances.scores >= self.score_thr
         ]
         record = self.inferencer.pred2dict(sample)  # bboxes x1, y1, x2, y2; masks as COCO RLE
+        if max(record['labels'], default=0) >= len(self.classes):
+            raise CheckpointError(f'it predicts more classes than the {len(self.classes)} named')
         detections = []
         for i, label in enumerate(record['labels']):
             detection = dict(
@@ -231,7 +253,9 @@ class Segmentor:
         from mmseg.apis import MMSegInferencer
 
         self.inferencer = MMSegInferencer(cfg, checkpoint, device=device)
-        meta = _dataset_meta(cfg, saved)
+        if self.inferencer.model.out_channels > 256:
+            raise CheckpointError(f'{checkpoint}: label maps of 8 bits hold 256 classes at most')
+        meta = _names_and_colours(cfg, saved)
         self.classes, self.palette = meta['classes'], meta['palette']
         self.inferencer.visualizer.dataset_meta = meta
 
@@ -254,15 +278,15 @@ class Segmentor:
         data = model.data_preprocessor(data, False)
         inputs, meta = data['inputs'], data['data_samples'][0].metainfo
         size = image.shape[:2]
+        padding = meta.get('img_padding_size', meta.get('padding_size', [0] * 4))
+        left, right, top, bottom = padding
+        rows = slice(top, inputs.shape[2] - bottom)
+        columns = slice(left, inputs.shape[3] - right)
         slides = model.test_cfg.get('mode') == 'slide'
         if slides and model.out_channels * inputs[0, 0].numel() > MAX_LOGITS:
-            labels = slide_labels(model, inputs, meta)
+            labels = slide_labels(model, inputs, meta)[rows, columns]
         else:
-            logits = model.inference(inputs, [meta])[0]  # (classes, h, w)
-            left, right, top, bottom = meta.get(
-                'img_padding_size', meta.get('padding_size', [0] * 4)
-            )
-            logits = logits[:, top : logits.shape[1] - bottom, left : logits.shape[2] - right]
+            logits = model.inference(inputs, [meta])[0, :, rows, columns]  # (classes, h, w)
             labels = upsampled_labels(logits, size, model)
         labels = labels.cpu().numpy().astype(np.uint8)
         if labels.shape != size:
@@ -337,7 +361,7 @@ def slide_labels(model: nn.Module, inputs: Tensor, meta: dict) -> Tensor:
     for top, next_top in zip(progress, [*tops[1:], height]):
         for left in _window_starts(width, crop_w, stride_w):
             window = inputs[:, :, top : top + crop_h, left : left + crop_w]
-            meta = {**meta, 'img_shape': tuple(window.shape[2:])}
+            meta = {**meta, 'img_shape': window.shape[2:]}  # a torch.Size tells mmseg of windows
             logits[:, :, left : left + crop_w] += model.encode_decode(window, [meta])[0]
             count[:, :, left : left + crop_w] += 1
         done = next_top - top  # rows that no later window touches
@@ -390,37 +414,20 @@ def _window_starts(size: int, crop: int, stride: int) -> list[int]:
     return [min(start, last) for start in range(0, last + stride, stride)]
 
 
-def _dataset_meta(cfg: Config, saved: dict) -> dict:
+def _names_and_colours(cfg: Config, saved: dict) -> dict:
     """Classes and palette: those saved in the checkpoint, else those of the config's data set.
 
-    Without either, mmseg shows any model's output in Cityscapes' names and colours.
+    Without either, mmdet names any model's classes as COCO's, mmseg as Cityscapes'.
     """
-    from mmseg.registry import DATASETS
-
-    dataset = cfg.test_dataloader.dataset
-    meta = {**DATASETS.get(dataset.type).METAINFO, **(dataset.get('metainfo') or {})}
-    return {key: saved.get(key) or meta[key] for key in ('classes', 'palette')}
-
-
-def _saved_meta(checkpoint: dict) -> dict:
-    """Classes and palette as a checkpoint has them, empty if it has none.
-
-    Raises:
-        CheckpointError: they are not what mmdet and mmseg take.
-    """
-    meta = checkpoint.get('meta')
-    saved = meta.get('dataset_meta') if isinstance(meta, dict) else None
-    if saved is None:
-        return {}
-    try:
-        fits = all(isinstance(name, str) for name in saved.get('classes') or ())
-        palette = saved.get('palette') or ()
-        fits &= isinstance(palette, str) or np.array(palette, np.uint8).shape[1:] in ((), (3,))
-    except (AttributeError, TypeError, ValueError, OverflowError):
-        fits = False
-    if not fits:
-        raise CheckpointError('its meta.dataset_meta is no list of names and of colours')
-    return saved
+    meta = {key: saved.get(key) for key in ('classes', 'palette')}
+    node = next(innermost_datasets(cfg.get('test_dataloader')), None)
+    if node and not all(meta.values()):
+        dataset = dict(node, pipeline=[], lazy_init=True, _scope_=cfg.default_scope)
+        own = DATASETS.build(dataset).metainfo
+        meta = {key: value or own.get(key) for key, value in meta.items()}
+    if not meta['classes']:
+        raise CheckpointError('neither the checkpoint nor the config names the classes')
+    return meta
 
 
 def _targets(out: Path, name: Path, segments: bool) -> tuple[Path, ...]:
@@ -444,4 +451,6 @@ def _enlargement(height: int, width: int) -> int:
 
 
 def _jpeg(picture: np.ndarray) -> bytes:
+    if max(picture.shape[:2]) > MAX_JPEG:
+        raise ValueError(f'a JPEG has {MAX_JPEG} pixels a side at most, not {picture.shape[:2]}')
     return cv2.imencode('.jpg', mmcv.rgb2bgr(picture))[1].tobytes()

@@ -81,12 +81,11 @@ class SeededBatchSampler(BatchSampler):
         batch_sampler: dict | None = None,
     ) -> None:
         super().__init__(sampler, batch_size, drop_last)
-        self.form_batches = partial(BatchSampler, sampler, batch_size, drop_last)
-        if batch_sampler is not None:
-            arguments = dict(sampler=sampler, batch_size=batch_size, drop_last=drop_last)
-            self.form_batches = partial(
-                ALL_DATA_SAMPLERS.build, batch_sampler, default_args=arguments
-            )
+        self.form_batches = partial(
+            ALL_DATA_SAMPLERS.build,
+            batch_sampler or dict(type=BatchSampler),
+            default_args=dict(sampler=sampler, batch_size=batch_size, drop_last=drop_last),
+        )
         self.start = 0  # batches left out at the beginning
         # torch asks data sets that have this for a whole batch, in whichever process it is loaded.
         sampler.dataset.__getitems__ = partial(fetch, sampler.dataset)
@@ -119,7 +118,8 @@ class SeedHook(Hook):
             print_log(
                 'The training data are not seeded by position, so resuming this run will not '
                 'repeat it exactly. Add to the config: train_dataloader = '
-                "dict(batch_sampler=dict(type='mmivit.SeededBatchSampler'))",
+                "dict(batch_sampler=dict(type='mmivit.SeededBatchSampler')), with drop_last, where "
+                'it is set, inside',
                 logger='current',
                 level=logging.WARNING,
             )

@@ -9,12 +9,13 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from mmengine.dist import all_gather_object
 from mmengine.fileio import LocalBackend, get_file_backend, register_backend
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from mmivit.checkpoint import CheckpointError, listed, read_checkpoint
+from mmivit.checkpoint import CheckpointError, listed, read_checkpoint, whole
 from mmivit.registry import HOOKS
 
 WHOLE_FILES = dict(backend='mmivit.WholeFileBackend')
@@ -44,7 +45,8 @@ def latest_checkpoint(work_dir: str | Path) -> str | None:
         work_dir: folder of the run.
 
     Returns:
-        Its path, or None if the run has written none.
+        Its path, or None if the run has written none. One on another backend (``s3://...``) is
+        not looked at.
 
     Raises:
         CheckpointError: there are checkpoints, and none is whole.
@@ -52,11 +54,15 @@ def latest_checkpoint(work_dir: str | Path) -> str | None:
     work_dir = Path(work_dir).absolute()
     marker = work_dir / MARKER
     name = marker.read_text(errors='replace').strip('\0\n ') if marker.is_file() else ''
+    if '://' in name:
+        return name  # MMEngine fetches it
     # They are elsewhere if the config says so (out_dir) and here if the work dir was moved since.
     folders = [Path(name).parent, work_dir] if name else [work_dir]
+    folders = [folder for folder in folders if os.path.isdir(folder)]
     candidates, passed_over = [], []
     if name:
-        candidates = [path for path in (f / Path(name).name for f in folders) if path.is_file()][:1]
+        found = (folder / Path(name).name for folder in folders)
+        candidates = [path for path in found if os.path.isfile(path)][:1]
         if not candidates:
             passed_over.append(f'{name}, which {marker} names, is missing')
     numbered = {path for f in folders for path in f.glob('*_*.pth') if _is_numbered(path)}
@@ -117,15 +123,12 @@ class WholeFileBackend(LocalBackend):
         Raises:
             OSError: it could not be written; nothing has changed then.
         """
-        partial = Path(filepath).with_name(f'.{Path(filepath).name}.partial')
         try:
-            with open(partial, 'wb') as file:
+            with whole(filepath) as partial, open(partial, 'xb') as file:
                 file.write(obj)
                 file.flush()
                 os.fsync(file.fileno())
-            partial.replace(filepath)
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise OSError(error.errno, error.strerror, str(filepath)) from error
 
 
@@ -141,13 +144,14 @@ class SafeCheckpointHook(CheckpointHook):
     disk are written under a temporary name first, so 2 take no more room meanwhile.
 
     Raises:
-        ValueError: ``max_keep_ckpts`` is 1.
+        TrainingError: ``max_keep_ckpts`` is 1; or the processes of a run do not go on from the same
+            checkpoint; or weights are not finite.
     """
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         if self.max_keep_ckpts == 1:
-            raise ValueError(
+            raise TrainingError(
                 'max_keep_ckpts=1 would leave no checkpoint while one is written; take 2'
             )
 
@@ -156,6 +160,12 @@ class SafeCheckpointHook(CheckpointHook):
         if type(self.file_backend) is LocalBackend:
             self.backend_args = WHOLE_FILES
             self.file_backend = get_file_backend(backend_args=WHOLE_FILES)
+        iterations = all_gather_object(runner.iter)
+        if len(set(iterations)) > 1:
+            raise TrainingError(
+                f'The processes go on from different iterations: {iterations}, by rank.\n'
+                '  Process 0 writes the checkpoints; put the work dir where all machines see it.'
+            )
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         # Another process may have met a loss that is not finite, and is about to stop this one.

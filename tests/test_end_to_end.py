@@ -15,6 +15,7 @@ import torch
 from mmengine.config import Config
 
 from mmivit.checkpoint import HAS_ALLOW_LIST, read_checkpoint
+from mmivit.predict import Detector
 from tests.conftest import CONFIGS, run_tool
 
 CONFIG = CONFIGS / 'mask_rcnn_ivit_shapes.py'
@@ -113,9 +114,7 @@ def test_prediction_goes_on_past_unreadable_files(checkpoint, photos, tmp_path):
 
 
 def test_a_small_image_is_drawn_enlarged_with_its_boxes_in_place(checkpoint):
-    from mmivit.predict import Detector
-
-    detector = Detector(Config.fromfile(CONFIG), str(checkpoint), 'cpu', 0.0)
+    detector = Detector(Config.fromfile(CONFIG), str(checkpoint), 'cpu', {}, 0.0)
     image = np.zeros((128, 128, 3), np.uint8)
     sample = detector.inferencer(image, return_datasamples=True)['predictions'][0]
     sample.pred_instances = sample.pred_instances[:1]
@@ -126,6 +125,15 @@ def test_a_small_image_is_drawn_enlarged_with_its_boxes_in_place(checkpoint):
     assert painted.shape == (512, 512)
     assert painted[140:370, 140:370].mean() > 0.99
     assert not painted[:, 400:].any()
+
+
+def test_classes_that_the_checkpoint_does_not_name_are_the_configs(checkpoint, tmp_path):
+    state_dict = torch.load(checkpoint, weights_only=True)['state_dict']
+    torch.save(dict(state_dict=state_dict, meta={}), tmp_path / 'x.pth')
+    detector = Detector(Config.fromfile(CONFIG), str(tmp_path / 'x.pth'), 'cpu', {}, 0.0)
+    _, record = detector(np.zeros((64, 64, 3), np.uint8))
+    assert record['detections'][0]['name'] in ('circle', 'square', 'triangle', 'star', 'cross')
+    assert detector.inferencer.visualizer.dataset_meta['classes'] == detector.classes
 
 
 @pytest.mark.matrix('checkpoints')

@@ -92,7 +92,10 @@ def test_pipes_and_folders_are_not_read(tmp_path):
     os.mkfifo(tmp_path / 'a.png')
     (tmp_path / 'b.png').symlink_to('/dev/zero')
     (tmp_path / 'c.png').mkdir()
-    assert [str(name) for _, name in predict.find_images([tmp_path])] == ['a.png', 'b.png']
+    assert [str(name) for _, name in predict.find_images([tmp_path], tmp_path / 'out')] == [
+        'a.png',
+        'b.png',
+    ]
     for name in ('a.png', 'b.png', 'c.png'):
         with pytest.raises(RefusedFile, match='pipe'):
             predict.read_image(tmp_path / name)
@@ -203,6 +206,22 @@ def test_sound_classes_are_taken(meta, run):
 )
 def test_small_pictures_are_enlarged_but_not_without_end(shape, factor):
     assert predict._enlargement(*shape) == factor
+
+
+def test_its_own_pictures_are_no_inputs(run):
+    Path('photos/pictures').mkdir()
+    Path('photos/pictures/b.png').write_bytes(Path('photos/a.png').read_bytes())
+    found = lambda inputs, out: [str(name) for _, name in predict.find_images(inputs, Path(out))]  # noqa: E731
+    assert found(['photos'], 'out') == ['a.png', 'pictures/b.png']
+    assert found([Path('photos').absolute()], 'photos') == ['a.png']
+    assert found(['photos/pictures'], 'photos') == ['b.png']
+
+
+def test_a_picture_too_long_for_a_jpeg_fails_alone(run, monkeypatch):
+    Image.new('RGB', (65_501, 1)).save('photos/long.png')
+    report = run()
+    assert [path.name for path in report.written] == ['a.png']
+    assert '65500 pixels' in next(iter(report.failed.values()))
 
 
 def test_an_image_is_read_as_opencv_does(tmp_path):

@@ -1,11 +1,12 @@
 """Whole checkpoints, the latest whole one, and runs that stop at what is not finite."""
 
+import errno
 import os
 import zipfile
-from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from mmengine.hooks import Hook
 
 from mmivit.checkpoint import CheckpointError
@@ -91,6 +92,39 @@ def test_a_run_that_was_moved_is_found(run_dir):
     assert latest_checkpoint(moved) == str(moved / 'iter_10.pth')
 
 
+def test_checkpoints_are_written_where_out_dir_says(tmp_path):
+    run(tmp_path / 'run', 2, checkpoint=dict(out_dir=str(tmp_path / 'elsewhere')))
+    latest = tmp_path / 'elsewhere' / 'run' / 'iter_2.pth'
+    assert latest_checkpoint(tmp_path / 'run') == str(latest)
+
+
+@pytest.mark.parametrize('marker', ['x' * 300, 'x' * 300 + '/y', 'a\0b'])
+def test_last_checkpoints_that_name_no_file(marker, run_dir):
+    (run_dir / 'last_checkpoint').write_text(marker)
+    assert latest_checkpoint(run_dir) == str(run_dir / 'iter_10.pth')
+
+
+def test_a_checkpoint_on_another_backend_is_left_to_mmengine(run_dir):
+    (run_dir / 'last_checkpoint').write_text('s3://bucket/iter_12.pth')
+    assert latest_checkpoint(run_dir) == 's3://bucket/iter_12.pth'
+
+
+def _go_on(rank, folder):
+    os.environ.update(RANK=str(rank), WORLD_SIZE='2', LOCAL_RANK=str(rank))
+    dist.init_process_group('gloo', f'file://{folder}/meeting', rank=rank, world_size=2)
+    try:
+        run(folder / f'machine{rank}', 4, resume=rank == 0)
+    except TrainingError as error:
+        (folder / f'{rank}.txt').write_text(str(error))
+
+
+def test_processes_that_do_not_see_the_same_checkpoint_stop(tmp_path):
+    run(tmp_path / 'machine0', 2)
+    torch.multiprocessing.spawn(_go_on, (tmp_path,), 2)
+    for rank in range(2):
+        assert 'different iterations: [2, 0]' in (tmp_path / f'{rank}.txt').read_text()
+
+
 def test_checkpoints_outside_the_work_dir_are_found(run_dir, tmp_path_factory):
     other = tmp_path_factory.mktemp('other')
     (other / 'last_checkpoint').write_text(str(run_dir / 'iter_10.pth'))
@@ -125,11 +159,13 @@ def test_weights_alone_are_no_run(tmp_path):
         check_whole(tmp_path / 'iter_1.pth')
 
 
-@pytest.mark.skipif(not Path('/dev/full').exists(), reason='this system has no /dev/full')
-def test_a_file_that_cannot_be_written_whole_leaves_the_old_one(tmp_path):
+def test_a_file_that_cannot_be_written_whole_leaves_the_old_one(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     path = tmp_path / 'iter_1.pth'
     WholeFileBackend().put(b'old', path)
-    (tmp_path / '.iter_1.pth.partial').symlink_to('/dev/full')
+    monkeypatch.setattr(os, 'fsync', full)
     with pytest.raises(OSError, match=r'No space left on device.*iter_1\.pth'):
         WholeFileBackend().put(b'new', path)
     assert path.read_bytes() == b'old'
@@ -137,7 +173,7 @@ def test_a_file_that_cannot_be_written_whole_leaves_the_old_one(tmp_path):
 
 
 def test_keeping_a_single_checkpoint_is_refused():
-    with pytest.raises(ValueError, match='take 2'):
+    with pytest.raises(TrainingError, match='take 2'):
         SafeCheckpointHook(max_keep_ckpts=1)
 
 

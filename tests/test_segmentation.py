@@ -120,6 +120,19 @@ def test_sliding_by_rows_gives_the_labels_of_stock_sliding(size):
     assert labels.shape == size
 
 
+def test_sliding_over_a_padded_image_gives_the_labels_of_stock_inference(monkeypatch, tmp_path):
+    cfg, model = small_upernet(mode='slide', crop_size=(64, 64), stride=(43, 43))
+    cfg.model.data_preprocessor.test_cfg = dict(size_divisor=64)
+    cfg.test_pipeline = [step for step in cfg.test_pipeline if step.type != 'Resize']
+    cfg.test_dataloader.dataset.pipeline = cfg.test_pipeline
+    torch.save(dict(state_dict=model.state_dict(), meta={}), tmp_path / 'x.pth')
+    segmentor = Segmentor(cfg, str(tmp_path / 'x.pth'), 'cpu', {})
+    image = np.random.default_rng(0).integers(0, 255, (100, 75, 3), np.uint8)
+    stock = segmentor.inferencer(image, return_datasamples=True).pred_sem_seg.data[0].numpy()
+    monkeypatch.setattr(mmivit.predict, 'MAX_LOGITS', 0)
+    assert (segmentor.label_map(image) == stock).mean() > 0.999  # near-ties may fall either way
+
+
 def test_upsampling_by_classes_gives_the_labels_of_resized_logits(monkeypatch):
     _, model = small_upernet(mode='whole')
     logits = torch.randn(150, 20, 30)

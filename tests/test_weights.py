@@ -110,7 +110,7 @@ def test_timm_takes_a_converted_file(folder):
 
 
 @pytest.mark.parametrize('key', ['state_dict', 'model', 'state_dict_ema', 'model_ema', None])
-@pytest.mark.parametrize('prefix', ['', 'module.', 'module._orig_mod.'])
+@pytest.mark.parametrize('prefix', ['', 'module.', 'module._orig_mod.', '_orig_mod.module.'])
 def test_weights_are_found_where_torch_and_timm_put_them(key, prefix):
     weights = {'a.weight': torch.ones(1), 'module_list.0': torch.ones(2)}
     held = {prefix + name: tensor for name, tensor in weights.items()}

@@ -54,6 +54,7 @@ def run(
     workers: int = 0,
     hooks: tuple = (),
     batch_sampler: dict | None = SEEDED,
+    checkpoint: dict | None = None,
     **settings,
 ) -> dict[int, float]:
     """Train for a number of steps, of which 4 are an epoch; the loss of each that was trained.
@@ -65,6 +66,7 @@ def run(
         workers: of the data loader.
         hooks: beside those of the shipped configs.
         batch_sampler: of the data loader.
+        checkpoint: further arguments of the checkpoint hook.
         settings: further ones for the Runner.
     """
     recorder = LossRecorder()
@@ -89,7 +91,11 @@ def run(
         param_scheduler=dict(type='LinearLR', begin=0, end=20, by_epoch=False),
         default_hooks=dict(
             checkpoint=dict(
-                type='mmivit.SafeCheckpointHook', by_epoch=by_epoch, interval=1, max_keep_ckpts=4
+                type='mmivit.SafeCheckpointHook',
+                by_epoch=by_epoch,
+                interval=1,
+                max_keep_ckpts=4,
+                **(checkpoint or {}),
             ),
             seed=dict(type='mmivit.SeedHook'),
             loss=dict(type='mmivit.FiniteLossHook'),

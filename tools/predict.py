@@ -7,6 +7,7 @@ import argparse
 import sys
 
 from mmivit.checkpoint import CheckpointError
+from mmivit.launch import LaunchError
 from mmivit.predict import predict
 from mmivit.vetting import printable
 
@@ -31,7 +32,7 @@ def main() -> None:
             score_thr=args.score_thr,
             force=args.force,
         )
-    except (OSError, CheckpointError) as error:
+    except (OSError, LaunchError, CheckpointError) as error:
         sys.exit(f'predict: {error}')
     print(f'{len(report.written)} images: {args.out}/pictures, {args.out}/predictions')
     if report.failed:
