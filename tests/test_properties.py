@@ -45,7 +45,8 @@ def architectures(draw):
         return dict(arch='nano', head_dim=draw(st.sampled_from([8, 16, 32])))
     head_dim = draw(st.sampled_from([4, 8, 12]))
     depths = draw(st.lists(st.integers(1, 2), min_size=4, max_size=4))
-    widths = draw(st.lists(st.integers(1, 24), min_size=2, max_size=2))
+    # Normalising over two channels is nearly a step function: rounding alone moves its result.
+    widths = draw(st.lists(st.integers(4, 24), min_size=2, max_size=2))
     widths += [
         head_dim * heads for heads in draw(st.lists(st.integers(1, 4), min_size=2, max_size=2))
     ]
