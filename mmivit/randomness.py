@@ -102,6 +102,13 @@ class SeededBatchSampler(BatchSampler):
         return len(self.form_batches())
 
 
+class _Batches(chain):
+    """What a loop takes batches from; MMEngine's fork also asks it to pass some over."""
+
+    def skip_iter(self, count: int) -> None:
+        next(islice(self, count, count), None)
+
+
 @HOOKS.register_module()
 class SeedHook(Hook):
     """Seeds every training step, and lets the data loader begin where a resumed run goes on."""
@@ -130,7 +137,7 @@ class SeedHook(Hook):
             # by loading every batch up to there: hours late in a long run. It is given nothing
             # in their place.
             batches.start = loop.iter
-            loop.dataloader_iterator = chain(repeat(None, loop.iter), iter(loader))
+            loop.dataloader_iterator = _Batches(repeat(None, loop.iter), iter(loader))
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None

@@ -261,6 +261,7 @@ def kill_repeatedly(training: Training, kills: int, processes: int) -> Toll:
         begin()
         rank = random.randrange(processes)
         victims = training.pids(rank) if processes > 1 else [training.process.pid]
+        training.wait_for(lambda: len(training.checkpoints()) > 1)  # it would only begin again
         turn = ('saving', 'step', 'evaluation', 'any')[number % 4]
         if turn == 'saving':
             alive = training.wait_for(training.being_written)
@@ -299,5 +300,6 @@ def kill_repeatedly(training: Training, kills: int, processes: int) -> Toll:
             damaged += 1
     begin()
     assert training.wait() == 0, training.output()[-3000:]
+    assert all(resumed[1:]), f'it went on from {resumed}'
     lost = [before - after for before, after in zip(reached, resumed[1:], strict=True)]
     return Toll(moments, lost, damaged, passed_over)

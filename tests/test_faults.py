@@ -25,14 +25,13 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.matrix('segmentation')
 @pytest.mark.parametrize(
     ('task', 'processes', 'kills'),
     [
-        ('segmentation', 1, KILLS),
+        pytest.param('segmentation', 1, KILLS, marks=pytest.mark.matrix('segmentation')),
         pytest.param('detection', 1, KILLS, marks=long_form),
-        pytest.param('segmentation', 2, KILLS // 3, marks=long_form),
-        pytest.param('detection', 2, KILLS // 3, marks=long_form),
+        pytest.param('segmentation', 2, KILLS, marks=long_form),
+        pytest.param('detection', 2, KILLS, marks=long_form),
     ],
 )
 def test_a_killed_run_reaches_the_end_as_if_it_had_not_been(task, processes, kills, folder):
