@@ -261,7 +261,8 @@ def kill_repeatedly(training: Training, kills: int, processes: int) -> Toll:
         begin()
         rank = random.randrange(processes)
         victims = training.pids(rank) if processes > 1 else [training.process.pid]
-        training.wait_for(lambda: len(training.checkpoints()) > 1)  # it would only begin again
+        # Before there are checkpoints it would only begin again.
+        training.wait_for(lambda: len(list(training.work_dir.glob('*_*.pth'))) > 1)
         turn = ('saving', 'step', 'evaluation', 'any')[number % 4]
         if turn == 'saving':
             alive = training.wait_for(training.being_written)
