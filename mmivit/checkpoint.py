@@ -371,6 +371,29 @@ def report_loading(module: nn.Module, state_dict: dict[str, Tensor], prefix: str
     print_log('\n'.join(lines), logger='current', level=level)
 
 
+def check_fits(module: nn.Module, state_dict: dict[str, Tensor]) -> None:
+    """Refuse weights that would leave a part of a model as it was initialised.
+
+    Auxiliary heads may stay so, which training alone needs.
+
+    Raises:
+        CheckpointError: tensors of the model are missing or of another shape.
+    """
+    optional = re.compile(r'auxiliary_head\.|.*\.num_batches_tracked$')
+    expected = module.state_dict()
+    unfit = [
+        name
+        for name, tensor in expected.items()
+        if not optional.match(name)
+        and (name not in state_dict or state_dict[name].shape != tensor.shape)
+    ]
+    if unfit:
+        raise CheckpointError(
+            f'it is of another model: {len(unfit)} of the {len(expected)} tensors of this '
+            f'{type(module).__name__} are missing or of another shape: {listed(unfit)}'
+        )
+
+
 def listed(names: list[str]) -> str:
     """The first of many names, and how many more there are, for an error or a log."""
     more = len(names) - MAX_LISTED

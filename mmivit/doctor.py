@@ -246,6 +246,19 @@ def _module(check: str) -> str:
     return check.split()[-1].split('.')[0]
 
 
+def _shadow(module: str, installed: Installed) -> str | None:
+    """Where a module is found, if that is not where its distribution was installed."""
+    try:
+        found = util.find_spec(module).origin
+        distribution = metadata.distribution(next(iter(installed[module])))
+        editable = '"editable": true' in (distribution.read_text('direct_url.json') or '')
+    except (AttributeError, ImportError, KeyError, StopIteration, ValueError):
+        return None
+    place = Path(os.path.abspath(distribution.locate_file('')))
+    inside = found and Path(os.path.abspath(found)).is_relative_to(place)
+    return None if editable or inside else found
+
+
 def explain(name: str, word: str, installed: Installed) -> tuple[str, str]:
     """What the error ``word`` of the check ``name`` means, and the command that mends it."""
     module = _module(name)
@@ -253,7 +266,11 @@ def explain(name: str, word: str, installed: Installed) -> tuple[str, str]:
     absent = re.search(r"No module named '(\w+)", word)
     unfit = re.search(r'(MMCV|MMEngine)==\S+ is used but incompatible', word)
     reinstall = 'install --force-reinstall --no-deps'
-    if 'libGL' in word:
+    shadow = _shadow(module, installed)
+    if shadow:
+        why = f'{name} comes from {shadow}, not from what is installed'
+        command = f'rename it, or take {Path(shadow).parent} off PYTHONPATH and leave that folder'
+    elif 'libGL' in word:
         why = f"{name}: OpenCV's build for desktops needs libGL"
         command = f'{pip("uninstall --yes opencv-python")} && '
         command += pip(reinstall, 'opencv-python-headless')

@@ -27,9 +27,9 @@ from tqdm import tqdm
 from mmivit.benchmark import compare
 from mmivit.checkpoint import (
     check_absent,
+    check_fits,
     dataset_meta,
     find_state_dict,
-    listed,
     naming,
     read_checkpoint,
     whole,
@@ -138,12 +138,8 @@ def _load(cfg: Config, checkpoint: str) -> tuple[nn.Module, list[str]]:
         weights = find_state_dict(loaded)
         classes = dataset_meta(loaded).get('classes') or ()
         model = build(cfg)
-        try:
-            missing = model.load_state_dict(weights, strict=False).missing_keys
-        except RuntimeError as error:
-            raise ExportError(f'{checkpoint} does not fit the config: {error}') from error
-    if missing:
-        raise ExportError(f'{checkpoint} has no {listed(missing)}: it is of another config')
+        check_fits(model, weights)
+    model.load_state_dict(weights, strict=False)
     return model, list(classes)
 
 

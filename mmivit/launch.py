@@ -14,8 +14,15 @@ from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from torch import nn
 
-from mmivit.checkpoint import CheckpointError, read_checkpoint
+from mmivit.checkpoint import (
+    CheckpointError,
+    check_fits,
+    find_state_dict,
+    naming,
+    read_checkpoint,
+)
 from mmivit.models.ivit import IViT
 from mmivit.safeguards import TrainingError, check_whole, latest_checkpoint
 
@@ -73,6 +80,8 @@ def train(
         cfg.auto_scale_lr.base_batch_size /= accumulated  # MMEngine leaves it out of the batch
     _choose_checkpoint(cfg, resume)
     runner = build_runner(cfg)
+    if resume not in (None, 'auto'):
+        _check_fits(runner, resume, read_loadable(resume, '--resume'))
     warn_about_batch_size(runner)
     try:
         runner.train()
@@ -125,7 +134,7 @@ def evaluate(
     check_channels(cfg)
     check_data(cfg, ('test',))
     cfg.load_from = checkpoint
-    read_loadable(checkpoint, 'checkpoint')
+    loaded = read_loadable(checkpoint, 'checkpoint')
     if show or show_dir:
         hook = cfg.default_hooks.visualization
         hook.update(draw=True, show=show, wait_time=wait_time)
@@ -145,6 +154,7 @@ def evaluate(
             if 'IoUMetric' in str(evaluator.type):  # the one that writes label maps
                 evaluator.update(output_dir=out, keep_results=True)
     runner = build_runner(cfg)
+    _check_fits(runner, checkpoint, loaded)
     if out and cfg.default_scope == 'mmdet':
         from mmdet.evaluation import DumpDetResults
 
@@ -319,6 +329,7 @@ def _existing_file(path: str, what: str) -> None:
 def _choose_checkpoint(cfg: Config, resume: str | None) -> None:
     """Set which checkpoint a run goes on from or starts with, and read it before it is built."""
     if resume not in (None, 'auto'):
+        _existing_file(resume, '--resume')
         cfg.resume, cfg.load_from = True, resume
     if resume == 'auto' or (cfg.get('resume') and not cfg.get('load_from')):
         latest = latest_checkpoint(cfg.work_dir)
@@ -352,6 +363,15 @@ def read_loadable(
             f'{path}: MMEngine loads .pth files alone; safetensors are for conversion and init_cfg'
         )
     return None if '://' in path else read(path)
+
+
+def _check_fits(runner: Runner, checkpoint: str, loaded: dict | None) -> None:
+    model = runner.model
+    while hasattr(model, 'module'):  # of DDP, of test-time augmentation
+        model = model.module
+    if loaded is not None and isinstance(model, nn.Module):  # FlexibleRunner has none yet
+        with naming(checkpoint):
+            check_fits(model, find_state_dict(loaded))
 
 
 def innermost_datasets(node: dict | list | None) -> Iterator[dict]:

@@ -25,7 +25,9 @@ from tqdm import tqdm
 
 from mmivit.checkpoint import (
     CheckpointError,
+    check_fits,
     dataset_meta,
+    find_state_dict,
     naming,
     write_whole,
 )
@@ -153,7 +155,7 @@ def predict(
     existing = [path for paths in targets for path in paths if os.path.lexists(path)]
     if existing and not force:
         raise FileExistsError(
-            f'{existing[0]} exists ({len(existing)} such files); '
+            f'{printable(existing[0])} exists ({len(existing)} such files); '
             'name another --out, or replace them with --force'
         )
     loaded = read_loadable(checkpoint, 'checkpoint')
@@ -163,6 +165,9 @@ def predict(
         predictor = Segmentor(cfg, checkpoint, device, saved)
     else:
         predictor = Detector(cfg, checkpoint, device, saved, score_thr)
+    if loaded is not None:
+        with naming(checkpoint):
+            check_fits(predictor.model, find_state_dict(loaded))
     report = PredictReport()
     for (path, _), paths in zip(tqdm(images, unit='image'), targets):
         try:
@@ -196,9 +201,10 @@ class Detector:
         from mmdet.apis import DetInferencer
 
         self.inferencer = DetInferencer(cfg, checkpoint, device=device, show_progress=False)
+        self.model = self.inferencer.model
         self.classes = _names_and_colours(cfg, saved)['classes']
         # mmdet takes COCO's where the checkpoint names none.
-        self.inferencer.model.dataset_meta['classes'] = self.classes
+        self.model.dataset_meta['classes'] = self.classes
         self.score_thr = score_thr
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, dict]:
@@ -253,7 +259,8 @@ class Segmentor:
         from mmseg.apis import MMSegInferencer
 
         self.inferencer = MMSegInferencer(cfg, checkpoint, device=device)
-        if self.inferencer.model.out_channels > 256:
+        self.model = self.inferencer.model
+        if self.model.out_channels > 256:
             raise CheckpointError(f'{checkpoint}: label maps of 8 bits hold 256 classes at most')
         meta = _names_and_colours(cfg, saved)
         self.classes, self.palette = meta['classes'], meta['palette']
@@ -273,7 +280,7 @@ class Segmentor:
     @torch.no_grad()
     def label_map(self, image: np.ndarray) -> np.ndarray:
         """Class index of every pixel, (H, W) uint8, of a BGR image."""
-        model = self.inferencer.model
+        model = self.model
         data = self.inferencer.collate_fn([self.inferencer.pipeline(image)])
         data = model.data_preprocessor(data, False)
         inputs, meta = data['inputs'], data['data_samples'][0].metainfo

@@ -7,6 +7,7 @@ import math
 import os
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from mmengine.dist import all_gather_object
@@ -17,6 +18,7 @@ from mmengine.runner import Runner
 
 from mmivit.checkpoint import CheckpointError, listed, read_checkpoint, whole
 from mmivit.registry import HOOKS
+from mmivit.vetting import printable
 
 WHOLE_FILES = dict(backend='mmivit.WholeFileBackend')
 MARKER = 'last_checkpoint'  # MMEngine's file with the path of the last checkpoint
@@ -37,8 +39,9 @@ class TrainingError(RuntimeError):
 def latest_checkpoint(work_dir: str | Path) -> str | None:
     """The checkpoint to resume a run from: the last one that is whole.
 
-    That is the one named in ``last_checkpoint`` or, where that file or what it names is missing or
-    damaged, the most recently written ``epoch_*.pth`` or ``iter_*.pth`` that is not.
+    That is the one named in ``last_checkpoint``, in ``work_dir`` if it is there. Where that is
+    missing or damaged it is the nearest before it, and where the file names none the most recently
+    written ``epoch_*.pth`` or ``iter_*.pth``.
     What was passed over is logged.
 
     Args:
@@ -56,17 +59,18 @@ def latest_checkpoint(work_dir: str | Path) -> str | None:
     name = marker.read_text(errors='replace').strip('\0\n ') if marker.is_file() else ''
     if '://' in name:
         return name  # MMEngine fetches it
-    # They are elsewhere if the config says so (out_dir) and here if the work dir was moved since.
-    folders = [Path(name).parent, work_dir] if name else [work_dir]
+    # They are here, though the work dir was moved since, or where the config says (out_dir).
+    folders = [work_dir, Path(name).parent] if name else [work_dir]
     folders = [folder for folder in folders if os.path.isdir(folder)]
     candidates, passed_over = [], []
     if name:
-        found = (folder / Path(name).name for folder in folders)
-        candidates = [path for path in found if os.path.isfile(path)][:1]
+        found = [f / Path(name).name for f in folders if os.path.isfile(f / Path(name).name)]
+        candidates = found[:1]
+        folders = [path.parent for path in candidates] or folders
         if not candidates:
-            passed_over.append(f'{name}, which {marker} names, is missing')
+            passed_over.append(f'{printable(name)}, which {marker} names, is missing')
     numbered = {path for f in folders for path in f.glob('*_*.pth') if _is_numbered(path)}
-    candidates += sorted(numbered.difference(candidates), key=_age)
+    candidates += sorted(numbered.difference(candidates), key=partial(_rank, Path(name)))
     for path in candidates:
         try:
             check_whole(path)
@@ -91,9 +95,13 @@ def _is_numbered(path: Path) -> bool:
     return kind in ('epoch', 'iter') and number.isdigit()
 
 
-def _age(path: Path) -> tuple[int, int]:
-    """Sorts the newest first."""
-    return -path.stat().st_mtime_ns, -int(path.stem.partition('_')[2])
+def _rank(last: Path, path: Path) -> tuple[bool, int, int]:
+    """Sorts those of the run before ``last`` first, the nearest leading; others by age."""
+    number = int(path.stem.partition('_')[2])
+    same_kind = _is_numbered(last) and last.stem.partition('_')[0] == path.stem.partition('_')[0]
+    if same_kind and number < int(last.stem.partition('_')[2]):
+        return False, -number, 0
+    return True, -path.stat().st_mtime_ns, -number
 
 
 def check_whole(path: str | Path) -> None:

@@ -105,14 +105,14 @@ def write_dataset(
     Args:
         root: folder to write; complete or not there, whenever the process is stopped.
         spec: what to draw.
-        force: replace the folder, whatever it holds.
+        force: replace the data set that the folder holds.
         classification: write the image folder.
 
     Returns:
         False if the folder holds this very data set already, and nothing was written.
 
     Raises:
-        FileExistsError: the folder holds something else and ``force`` is off.
+        FileExistsError: the folder holds another data set and ``force`` is off, or no data set.
         ValueError: the hard mode for classification, which it has not.
     """
     if spec.hard and classification:
@@ -121,10 +121,14 @@ def write_dataset(
     wanted = dict(drawing=DRAWING, **spec.describe())
     if classification:
         wanted['task'] = 'classification'
+    held = _read_spec(root)
+    if force and not held and root.exists() and any(root.iterdir()):
+        raise FileExistsError(f'{root} holds no drawn data set; --force replaces nothing else')
     if root.exists() and any(root.iterdir()) and not force:
-        held = _read_spec(root)
-        if held == wanted:
+        if held == wanted and sum(1 for _ in root.rglob('*.jpg')) == spec.train + spec.val:
             return False
+        if held == wanted:
+            raise FileExistsError(f'{root} lacks images of this data set; --force draws it anew')
         raise FileExistsError(
             f'{root} exists and holds {held or "something else"}; asked for was {wanted}. '
             'Name another folder, or replace it with --force.'

@@ -8,11 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from mmivit.doctor import explain, install, misfits
+from mmivit.doctor import explain, find_installed, install, misfits
 from tests.conftest import FORKS, ROOT, link_installed
 
 TIMEOUT = 900  # the machine may be busy
 BUILD = 'MMCV_WITH_OPS=1 python -m pip install --no-cache-dir --no-build-isolation --no-binary'
+
+
+def test_a_file_in_the_way_is_named_not_the_package_behind_it(tmp_path, monkeypatch):
+    (tmp_path / 'timm.py').write_text('raise ValueError')
+    monkeypatch.delitem(sys.modules, 'timm', raising=False)
+    installed = find_installed()
+    assert 'pip' in explain('timm', 'ValueError', installed)[1]
+    monkeypatch.syspath_prepend(tmp_path)
+    why, command = explain('timm', 'ValueError', installed)
+    assert f'timm comes from {tmp_path}/timm.py, not from what is installed' in why
+    assert 'pip' not in command
+    assert 'PYTHONPATH' in command
 
 
 @pytest.fixture(scope='module')

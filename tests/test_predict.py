@@ -101,16 +101,26 @@ def test_pipes_and_folders_are_not_read(tmp_path):
             predict.read_image(tmp_path / name)
 
 
+WEIGHTS = dict(weight=torch.zeros(1, 1), bias=torch.zeros(1))
+
+
+class Blind:
+    def __init__(self, *args):
+        self.model = torch.nn.Linear(1, 1)
+
+    def __call__(self, image):
+        return image, dict(detections=[])
+
+
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """predict() on ``photos``, with a network that finds nothing."""
     (tmp_path / 'config.py').write_text("default_scope = 'mmdet'\n")
-    torch.save(dict(state_dict={}), tmp_path / 'x.pth')
+    torch.save(dict(state_dict=WEIGHTS), tmp_path / 'x.pth')
     (tmp_path / 'photos').mkdir()
     Image.new('RGB', (40, 30), 'red').save(tmp_path / 'photos' / 'a.png')
     monkeypatch.chdir(tmp_path)
-    found = lambda image: (image, dict(detections=[]))  # noqa: E731
-    monkeypatch.setattr(predict, 'Detector', lambda *args: found)
+    monkeypatch.setattr(predict, 'Detector', Blind)
     return lambda **options: predict.predict('config.py', 'x.pth', ['photos'], 'out', **options)
 
 
@@ -195,9 +205,17 @@ def test_forged_classes_are_refused(meta, run):
         run()
 
 
+@pytest.mark.parametrize('bias', [{}, dict(bias=torch.zeros(2))])
+def test_weights_of_another_model_are_refused(bias, run):
+    torch.save(dict(state_dict=dict(weight=torch.zeros(1, 1), **bias)), 'x.pth')
+    with pytest.raises(CheckpointError, match=r'x\.pth: it is of another model: 1 of the 2.*bias'):
+        run()
+    assert not Path('out').exists()
+
+
 @pytest.mark.parametrize('meta', [None, {}, dict(classes=('a', 'b'), palette='random')])
 def test_sound_classes_are_taken(meta, run):
-    torch.save(dict(state_dict={}, meta=dict(dataset_meta=meta)), 'x.pth')
+    torch.save(dict(state_dict=WEIGHTS, meta=dict(dataset_meta=meta)), 'x.pth')
     assert run().written
 
 

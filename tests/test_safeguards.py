@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import zipfile
 
 import pytest
@@ -65,6 +66,15 @@ def test_a_damaged_one_is_named_and_the_one_before_taken(how, run_dir, log, monk
     assert latest_checkpoint(run_dir.name) == str(run_dir / 'iter_4.pth')
     (message,) = (message for message in log if 'Passed over' in message)
     assert 'iter_10.pth' in message
+
+
+def test_times_do_not_matter_where_a_run_was_copied(run_dir, tmp_path_factory):
+    copy = tmp_path_factory.mktemp('copy')
+    for name in ('iter_10.pth', 'iter_4.pth', 'iter_2.pth', 'last_checkpoint'):
+        shutil.copy(run_dir / name, copy)  # the times are now in this order
+    assert latest_checkpoint(copy) == str(copy / 'iter_10.pth')
+    damage(copy / 'iter_10.pth', 'truncated')
+    assert latest_checkpoint(copy) == str(copy / 'iter_4.pth')
 
 
 def test_two_damaged_ones_are_passed_over(run_dir):

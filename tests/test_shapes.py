@@ -185,6 +185,16 @@ def test_an_existing_folder_is_safe(root):
     assert files(root) == before
     write_dataset(root, ShapesSpec(train=2, val=1, size=64), force=True)
     assert json.loads((root / 'shapes.json').read_text())['train'] == 2
+    (root / 'images/training/000001.jpg').unlink()
+    with pytest.raises(FileExistsError, match='lacks images'):
+        write_dataset(root, ShapesSpec(train=2, val=1, size=64))
+
+
+def test_force_replaces_no_more_than_a_data_set(tmp_path):
+    (tmp_path / 'thesis.tex').touch()
+    with pytest.raises(FileExistsError, match='no drawn data set'):
+        write_dataset(tmp_path, SPEC, force=True)
+    assert files(tmp_path)
 
 
 def test_an_interrupted_drawing_leaves_no_half_data_set(root, tmp_path, monkeypatch):

@@ -27,7 +27,9 @@ def main() -> None:
     parser.add_argument(
         '--classification', action='store_true', help='one object per image, a folder per class'
     )
-    parser.add_argument('--force', action='store_true', help='replace what the folder holds')
+    parser.add_argument(
+        '--force', action='store_true', help='replace the data set that the folder holds'
+    )
     args = parser.parse_args()
     try:
         spec = ShapesSpec(args.train, args.val, args.size, args.seed, args.hard)
