@@ -205,9 +205,9 @@ def test_what_the_command_refuses(folder, tmp_path, monkeypatch):
     out = tmp_path / 'out.onnx'
     with pytest.raises(ExportError, match=r'ends in \.onnx'):
         export(config, str(out), checkpoint)
-    with pytest.raises(CheckpointError, match='another model: 2 of .*conv_seg'):
+    with pytest.raises(CheckpointError, match=r'another model: 2 of .*conv_seg'):
         export(config, checkpoint, out, cfg_options={'model.decode_head.num_classes': 7})
-    with pytest.raises(CheckpointError, match='another model: .*decode_head'):
+    with pytest.raises(CheckpointError, match=r'another model: .*decode_head'):
         export(str(CONFIGS / 'upernet_ivit_nano.py'), str(backbone_alone(tmp_path)), out)
     options = {'model.data_preprocessor.test_cfg': dict(size=(512, 512))}
     with pytest.raises(ExportError, match='only size_divisor'):
