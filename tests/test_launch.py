@@ -1,6 +1,7 @@
 """What train.py and test.py check before a run starts."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -198,6 +199,21 @@ def test_named_checkpoints_are_taken_or_refused(resume, name, error, message, ru
     path = str(run_dir / name)
     with pytest.raises(error, match=message):
         chosen(run_dir, path) if resume else chosen(run_dir, load_from=path)
+
+
+@pytest.mark.parametrize('wrapped', [False, True])
+def test_weights_of_another_model_are_neither_tested_nor_resumed(wrapped, run_dir, monkeypatch):
+    model = torch.nn.Linear(1, 1)
+    wrapper = torch.nn.Module()
+    wrapper.module = model
+    runner = SimpleNamespace(model=wrapper if wrapped else model)
+    monkeypatch.setattr(launch, 'check_data', lambda *args: None)
+    monkeypatch.setattr(launch, 'build_runner', lambda cfg: runner)
+    config, other = str(CONFIGS / 'mask_rcnn_ivit_shapes.py'), str(run_dir / 'iter_1.pth')
+    with pytest.raises(CheckpointError, match=r'iter_1\.pth: it is of another model: 2 of the 2'):
+        launch.evaluate(config, other)
+    with pytest.raises(CheckpointError, match=r'iter_1\.pth: it is of another model: 2 of the 2'):
+        launch.train(config, str(run_dir), resume=other)
 
 
 @pytest.mark.parametrize('text', ['model = (', "_base_ = 'nowhere.py'", 'x = undefined'])
