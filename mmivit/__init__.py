@@ -11,8 +11,10 @@ __all__ = ['__version__', 'registry']
 if not (sys.argv[:1] == ['-m'] and any('mmivit.doctor' in arg for arg in sys.orig_argv[1:])):
     try:
         from mmivit import registry
-        from mmivit.checkpoint import allow_mmengine_checkpoints
+        from mmivit.sharing import share_when_imported
+        from mmivit.weights.safe_globals import allow_mmengine_checkpoints
 
+        share_when_imported()
         allow_mmengine_checkpoints()
     except Exception as error:  # broken installations raise anything: OSError, AttributeError, ...
         raise ImportError(

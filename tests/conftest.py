@@ -16,7 +16,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 import torch
 from mmengine.logging import MMLogger
 
-from mmivit.shapes import ShapesSpec, write_dataset
+from mmivit.datasets.shapes import ShapesSpec, write_dataset
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / 'configs'

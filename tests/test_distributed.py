@@ -15,7 +15,7 @@ from mmengine.config import Config
 from mmseg.registry import MODELS
 from mmseg.utils import register_all_modules
 
-from mmivit.checkpoint import read_checkpoint
+from mmivit.weights.checkpoint import read_checkpoint
 from tests.conftest import CONFIGS, ROOT
 
 STEPS = 4

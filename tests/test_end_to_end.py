@@ -14,8 +14,9 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmivit.checkpoint import HAS_ALLOW_LIST, read_checkpoint
-from mmivit.predict import Detector
+from mmivit.apis.predict import Detector
+from mmivit.weights.checkpoint import read_checkpoint
+from mmivit.weights.safe_globals import HAS_ALLOW_LIST
 from tests.conftest import CONFIGS, run_tool
 
 CONFIG = CONFIGS / 'mask_rcnn_ivit_shapes.py'

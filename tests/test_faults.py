@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 
-from mmivit.shapes import ShapesSpec, write_dataset
+from mmivit.datasets.shapes import ShapesSpec, write_dataset
 from tests.faults import SIZE, Training, kill_repeatedly
 
 KILLS = int(os.environ.get('MMIVIT_KILLS', 2))

@@ -11,8 +11,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mmivit.converters import convert
 from mmivit.models import IViT
+from mmivit.weights.converters import convert
 
 ATTENTIONS = ('mhsa', 'decomposed', 'interactive', 'imhsa')
 MANY = os.environ.get('PROPERTY_EXAMPLES')

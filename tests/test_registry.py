@@ -57,9 +57,9 @@ def test_registering_twice_is_harmless_and_a_taken_name_is_left_alone(tmp_path):
         'import mmdet.registry, mmseg.registry\n'
         "@mmseg.registry.MODELS.register_module(name='IViT')\n"
         'class Other: pass\n'
-        'import mmivit.registry\n'
-        'mmivit.registry.share(mmdet.registry)\n'
-        'mmivit.registry.share(mmdet.registry)\n'
+        'import mmivit.sharing\n'
+        'mmivit.sharing.share(mmdet.registry)\n'
+        'mmivit.sharing.share(mmdet.registry)\n'
         "assert mmseg.registry.MODELS.get('IViT') is Other\n"
         "assert mmseg.registry.MODELS.get('mmivit.IViT').__name__ == 'IViT'\n",
         tmp_path,

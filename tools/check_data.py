@@ -10,8 +10,8 @@ import sys
 
 from mmengine.config import DictAction
 
-from mmivit.check_data import SPLITS, check_datasets
-from mmivit.launch import LaunchError
+from mmivit.datasets.checks import SPLITS, check_datasets
+from mmivit.errors import LaunchError
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmivit.metafiles import check
+from mmivit.analysis.metafiles import check
 
 
 def main() -> None:

@@ -7,10 +7,10 @@ python tools/convert_weights.py work_dirs/mask_rcnn_ivit/epoch_12.pth backbone.s
 import argparse
 import sys
 
-from mmivit.checkpoint import CheckpointError
-from mmivit.converters import SOURCES, TARGETS
+from mmivit.errors import CheckpointError
 from mmivit.models.attention import ATTENTIONS
-from mmivit.weights import convert_file
+from mmivit.weights.converters import SOURCES, TARGETS
+from mmivit.weights.sources import convert_file
 
 
 def main() -> None:

@@ -8,9 +8,8 @@ import sys
 
 from mmengine.config import DictAction
 
-from mmivit.checkpoint import CheckpointError
-from mmivit.export import PARITY_HEADER, ExportError, export, parity_rows
-from mmivit.launch import LaunchError
+from mmivit.errors import CheckpointError, ExportError, LaunchError
+from mmivit.export.graphs import PARITY_HEADER, export, parity_rows
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ python tools/make_shapes.py data/shapes_folder --classification        for timm
 import argparse
 import sys
 
-from mmivit.shapes import ShapesSpec, write_dataset
+from mmivit.datasets.shapes import ShapesSpec, write_dataset
 
 
 def main() -> None:

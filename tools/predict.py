@@ -6,10 +6,9 @@ python tools/predict.py CONFIG CHECKPOINT photo.jpg folder/ --out predictions
 import argparse
 import sys
 
-from mmivit.checkpoint import CheckpointError
-from mmivit.launch import LaunchError
-from mmivit.predict import predict
-from mmivit.vetting import printable
+from mmivit.apis.predict import predict
+from mmivit.errors import CheckpointError, LaunchError
+from mmivit.utils.text import printable
 
 
 def main() -> None:

@@ -6,8 +6,8 @@ python tools/publish_model.py work_dirs/mask_rcnn_ivit/epoch_12.pth mask_rcnn_iv
 import argparse
 import sys
 
-from mmivit.checkpoint import CheckpointError
-from mmivit.weights import publish
+from mmivit.errors import CheckpointError
+from mmivit.weights.sources import publish
 
 
 def main() -> None:

@@ -10,8 +10,8 @@ import sys
 from mmengine.config import DictAction
 from mmengine.dist import is_main_process
 
-from mmivit.checkpoint import CheckpointError
-from mmivit.launch import LaunchError, evaluate
+from mmivit.apis.launch import evaluate
+from mmivit.errors import CheckpointError, LaunchError
 
 
 def main() -> None:

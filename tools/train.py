@@ -11,9 +11,8 @@ import sys
 
 from mmengine.config import DictAction
 
-from mmivit.checkpoint import CheckpointError
-from mmivit.launch import LaunchError, train
-from mmivit.safeguards import TrainingError
+from mmivit.apis.launch import train
+from mmivit.errors import CheckpointError, LaunchError, TrainingError
 
 
 def main() -> None:

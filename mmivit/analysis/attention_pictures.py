@@ -16,16 +16,12 @@ import numpy as np
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from mmivit.attention_maps import attention_inputs, effective_map, kind_of, landmark_maps
-from mmivit.checkpoint import (
-    CheckpointError,
-    check_absent,
-    naming,
-    read_checkpoint,
-    write_whole,
-)
+from mmivit.analysis.attention_maps import attention_inputs, effective_map, kind_of, landmark_maps
+from mmivit.errors import CheckpointError
 from mmivit.models.attention import ATTENTIONS, MHSA, DecomposedMHSA, build_attention
-from mmivit.weights import fetch
+from mmivit.utils.files import check_absent, write_whole
+from mmivit.weights.checkpoint import naming, read_checkpoint
+from mmivit.weights.sources import fetch
 
 # Where a token looks: the stem's (7x7, stride 4, padding 2) and the downsamplings' (3x3, stride 2,
 # padding 1) receptive fields are centred on pixels 1, 1 + s, 1 + 2 s, ... at every stride s, which

@@ -25,7 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 
-from mmivit.analysis import build_pass
+from mmivit.analysis.cost import build_pass
 from mmivit.models.attention import build_attention
 from mmivit.models.ivit import IViT
 

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmivit.checkpoint import check_absent, write_whole
+from mmivit.utils.files import check_absent, write_whole
 
 SCORES = ('mIoU', 'mAP', 'top1')  # how the names of the scores that are drawn end
 Curve = list[tuple[int, float]]

@@ -16,21 +16,13 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
-from mmivit.checkpoint import (
-    CheckpointError,
-    check_fits,
-    find_state_dict,
-    naming,
-    read_checkpoint,
-)
+from mmivit.engine.safeguards import check_whole, latest_checkpoint
+from mmivit.errors import CheckpointError, LaunchError, TrainingError
 from mmivit.models.ivit import IViT
-from mmivit.safeguards import TrainingError, check_whole, latest_checkpoint
+from mmivit.models.loading import check_fits
+from mmivit.weights.checkpoint import find_state_dict, naming, read_checkpoint
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # full, quota, a limit on the size of files
-
-
-class LaunchError(Exception):
-    """Something the user has to mend before a run can start; the message says how."""
 
 
 def train(

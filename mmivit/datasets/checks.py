@@ -23,9 +23,16 @@ from mmengine.registry import DATASETS, TRANSFORMS, Registry
 from PIL import ExifTags, Image
 from tqdm import tqdm
 
-from mmivit.coco_file import Finding, annotation_findings, category_findings, usable_entries
-from mmivit.launch import LaunchError, check_data, innermost_datasets, read_config
-from mmivit.vetting import IMAGE_FORMATS, check_image, printable
+from mmivit.apis.launch import check_data, innermost_datasets, read_config
+from mmivit.datasets.coco_file import (
+    Finding,
+    annotation_findings,
+    category_findings,
+    usable_entries,
+)
+from mmivit.errors import LaunchError
+from mmivit.utils.text import printable
+from mmivit.weights.vetting import IMAGE_FORMATS, check_image
 
 SPLITS = ('train', 'val', 'test')
 EXAMPLES = 3  # kept of each kind; the rest is counted

@@ -16,9 +16,11 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from mmivit.checkpoint import CheckpointError, listed, read_checkpoint, whole
+from mmivit.errors import CheckpointError, TrainingError
 from mmivit.registry import HOOKS
-from mmivit.vetting import printable
+from mmivit.utils.files import whole
+from mmivit.utils.text import listed, printable
+from mmivit.weights.checkpoint import read_checkpoint
 
 WHOLE_FILES = dict(backend='mmivit.WholeFileBackend')
 MARKER = 'last_checkpoint'  # MMEngine's file with the path of the last checkpoint
@@ -30,10 +32,6 @@ WHAT_HELPS = (
     'optim_wrapper.dtype=bfloat16.\n'
     '  Then go on with --resume. Unchanged, the run would come to the same step again.'
 )
-
-
-class TrainingError(RuntimeError):
-    """A run that had to stop; the message says why, and how to go on."""
 
 
 def latest_checkpoint(work_dir: str | Path) -> str | None:

@@ -28,11 +28,11 @@ from mmengine.runner import Runner
 from torch import Tensor
 from tqdm import tqdm
 
-from mmivit.analysis import Cost, count_cost
-from mmivit.attention_maps import head_diversity
-from mmivit.experiments import RunLog, set_budget, spread, train_and_score
+from mmivit.analysis.attention_maps import head_diversity
+from mmivit.analysis.cost import Cost, count_cost
+from mmivit.datasets.shapes import BEACONS, HARD_SHAPES, ShapesSpec, write_dataset
+from mmivit.experiments.warm_start import RunLog, set_budget, spread, train_and_score
 from mmivit.models.attention import ATTENTIONS, INTERACTIONS
-from mmivit.shapes import BEACONS, HARD_SHAPES, ShapesSpec, write_dataset
 
 # Compared within iViT: nano's widths, with half of its convolution blocks. They reach about 50
 # pixels, so that over most of an image only attention carries anything.

@@ -18,10 +18,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from mmivit.converters import convert
-from mmivit.launch import build_runner
-from mmivit.shapes import ShapesSpec, write_dataset
-from mmivit.weights import fetch
+from mmivit.apis.launch import build_runner
+from mmivit.datasets.shapes import ShapesSpec, write_dataset
+from mmivit.weights.converters import convert
+from mmivit.weights.sources import fetch
 
 ARCH = 'nano'
 KINDS = (  # what is compared after pretraining: name, pretrained, side of the landmark grid

@@ -24,20 +24,15 @@ from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
-from mmivit.benchmark import compare
-from mmivit.checkpoint import (
-    check_absent,
-    check_fits,
-    dataset_meta,
-    find_state_dict,
-    naming,
-    read_checkpoint,
-    whole,
-)
-from mmivit.launch import check_channels, read_config
+from mmivit.analysis.benchmark import compare
+from mmivit.apis.launch import check_channels, read_config
+from mmivit.errors import ExportError
 from mmivit.models.attention import average_blocks
 from mmivit.models.ivit import ARCHITECTURES, IViT
+from mmivit.models.loading import check_fits
+from mmivit.utils.files import check_absent, whole
 from mmivit.version import __version__
+from mmivit.weights.checkpoint import dataset_meta, find_state_dict, naming, read_checkpoint
 
 # Batch, height, width of the images a graph is checked with: the smallest, odd sides, a landmark
 # grid that is clamped on one side alone, a batch, and a large one.
@@ -51,10 +46,6 @@ PARITY_HEADER = (
     '|---|---|---:|---:|---:|'
 )
 PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
-
-
-class ExportError(Exception):
-    """A model that cannot be exported, or whose graph does not compute what torch does."""
 
 
 class Parity(NamedTuple):

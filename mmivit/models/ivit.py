@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from mmivit.checkpoint import report_loading
 from mmivit.models.attention import DecomposedMHSA, build_attention
+from mmivit.models.loading import report_loading
 from mmivit.models.memory import in_pieces, is_eager, recompute
 from mmivit.registry import MODELS
 

@@ -1,10 +1,8 @@
-"""Checkpoints: loading MMEngine's under ``weights_only``, and saying what was loaded."""
+"""Checkpoints: read as data, whatever they hold, and written whole."""
 
 from __future__ import annotations
 
 import json
-import logging
-import pickle
 import re
 import warnings
 import zipfile
@@ -12,76 +10,19 @@ from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer, print_log
-from mmengine.utils import digit_version
-from torch import Tensor, nn
+from mmengine.logging import HistoryBuffer
+from torch import Tensor
 
-from mmivit.vetting import RefusedFile, check_checkpoint, check_regular, printable
+from mmivit.errors import CheckpointError
+from mmivit.utils.files import check_absent, whole
+from mmivit.utils.text import listed, printable
+from mmivit.weights.safe_globals import HAS_ALLOW_LIST, SafePickle
+from mmivit.weights.vetting import RefusedFile, check_checkpoint, check_regular
 
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be used: unsafe, unreadable, or of something else."""
-
-
-# torch 2.6 made `weights_only` the default and its allow-list able to hold stand-ins.
-HAS_ALLOW_LIST = digit_version(torch.__version__) >= digit_version('2.6.0')
-LOG_VALUES = ('f4', 'f8', 'i4', 'i8')  # numpy's types in MMEngine's log history
-MAX_LISTED = 8  # names listed per group of a load report
 MOST_VIEWS = 16  # bytes of tensors per byte of the file: some share their numbers
-
-
-def allow_mmengine_checkpoints() -> None:
-    """Allow-list exactly what MMEngine's and timm's checkpoints hold besides tensors.
-
-    From torch 2.6 on ``torch.load`` refuses pickled objects unless they are allow-listed, and
-    MMEngine 0.10 calls it without further ado, so that it cannot read its own checkpoints.
-
-    Older versions of torch have no such list; there :func:`read_checkpoint` applies it.
-    """
-    if HAS_ALLOW_LIST:
-        torch.serialization.add_safe_globals([(value, name) for name, value in _allowed().items()])
-
-
-def _allowed() -> dict[str, object]:
-    """What checkpoints hold besides tensors, by name.
-
-    timm's: the arguments of the run. MMEngine's: the log history, HistoryBuffer objects, numpy
-    arrays and scalars. A HistoryBuffer pickles its statistics as
-    ``getattr(HistoryBuffer, 'mean')``; ``getattr`` itself would open every door, so a stand-in
-    that answers for those four alone is registered under its name. So is one for ``numpy.dtype``,
-    whose arrays of objects can be made to hold any address.
-    """
-    types = [Namespace, HistoryBuffer, np.ndarray, *{type(np.dtype(kind)) for kind in LOG_VALUES}]
-    allowed = {f'{kind.__module__}.{kind.__qualname__}': kind for kind in types}
-    allowed['numpy.dtype'] = _log_dtype
-    # numpy 2 moved `numpy.core` to `numpy._core`: read the checkpoints of both.
-    for core in ('numpy.core', 'numpy._core'):
-        allowed[f'{core}.multiarray._reconstruct'] = np.zeros(0).__reduce__()[0]
-        allowed[f'{core}.multiarray.scalar'] = np.float64(0).__reduce__()[0]
-    for builtins in ('builtins', '__builtin__'):
-        allowed[f'{builtins}.getattr'] = _get_statistic
-    return allowed
-
-
-def _get_statistic(owner: object, name: str) -> object:
-    """Stand-in for ``getattr`` while unpickling: a HistoryBuffer's statistics, nothing else."""
-    if owner is HistoryBuffer and name in ('mean', 'min', 'max', 'current'):
-        return getattr(HistoryBuffer, name)
-    raise pickle.UnpicklingError(
-        f'refused: the checkpoint asks for the attribute {name!r} of {owner!r}, which no '
-        'MMEngine checkpoint needs. Do not trust this file.'
-    )
-
-
-def _log_dtype(kind: str, *options: bool) -> np.dtype:
-    """Stand-in for ``numpy.dtype`` while unpickling: plain numbers, nothing else."""
-    if kind in LOG_VALUES:
-        return np.dtype(kind, *options)
-    raise pickle.UnpicklingError(f'refused: it asks for numpy arrays of {kind!r}')
 
 
 def read_checkpoint(path: str | Path) -> dict:
@@ -99,7 +40,7 @@ def read_checkpoint(path: str | Path) -> dict:
         OSError: there is no such file, or it may not be read.
     """
     # `weights_only` of older versions cannot be told what to allow; their unpickler can.
-    safely = dict(weights_only=True) if HAS_ALLOW_LIST else dict(pickle_module=_SafePickle)
+    safely = dict(weights_only=True) if HAS_ALLOW_LIST else dict(pickle_module=SafePickle)
     try:
         check_regular(path)
         if Path(path).suffix == '.safetensors':
@@ -265,136 +206,3 @@ def write_checkpoint(
             save_file(contiguous, partial, metadata=texts)
         else:
             torch.save(dict(state_dict=state_dict, meta=meta), partial)
-
-
-def check_absent(path: str | Path, force: bool) -> None:
-    """Raise FileExistsError if the file exists, unless ``force``."""
-    if Path(path).exists() and not force:
-        raise FileExistsError(f'{path} exists; name another file, or replace it with --force')
-
-
-@contextmanager
-def whole(path: str | Path) -> Iterator[Path]:
-    """A temporary name for a file, its own once it is written; nothing is left if that fails.
-
-    The folders it needs are made.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'.{path.name}.partial')
-    partial.unlink(missing_ok=True)  # what lay there may have been a link
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file, with the folders it needs, whole or not at all."""
-    with whole(path) as partial, open(partial, 'xb') as file:
-        file.write(content)
-
-
-class _SafePickle:
-    """A ``pickle_module`` for torch before 2.6 that knows tensors and :func:`_allowed` only."""
-
-    __name__ = 'safe'
-    TENSORS = (
-        'collections.OrderedDict',
-        '_codecs.encode',
-        'torch.Size',
-        'torch._utils._rebuild_tensor_v2',
-        'torch._utils._rebuild_parameter',
-    )
-
-    class Unpickler(pickle.Unpickler):
-        def find_class(self, module: str, name: str) -> object:
-            full_name = f'{module}.{name}'
-            if full_name in _SafePickle.TENSORS:
-                return super().find_class(module, name)
-            allowed = _allowed()
-            if full_name in allowed:
-                return allowed[full_name]
-            if module == 'torch' and isinstance(getattr(torch, name, None), torch.dtype):
-                return getattr(torch, name)
-            raise pickle.UnpicklingError(f'refused: it asks for {full_name}')
-
-    @classmethod
-    def load(cls, file: BinaryIO, **options) -> object:
-        return cls.Unpickler(file, **options).load()
-
-
-def report_loading(module: nn.Module, state_dict: dict[str, Tensor], prefix: str = '') -> None:
-    """Log which tensors of a state dict fit a module, and refuse one of which nothing does.
-
-    Meant to be called from the module's ``_load_from_state_dict``, through which every way of
-    loading passes.
-
-    Args:
-        module: the module about to be loaded.
-        state_dict: everything the loader was given.
-        prefix: what the module's own names start with in it.
-
-    Raises:
-        CheckpointError: not one tensor fits by name and shape.
-    """
-    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    found = {
-        name[len(prefix) :]: tuple(getattr(tensor, 'shape', ()))
-        for name, tensor in state_dict.items()
-        if name.startswith(prefix)
-    }
-    name = type(module).__name__
-    matched = [key for key in expected if found.get(key) == expected[key]]
-    if not matched:
-        # A loader hands a sub-module only what begins with its name: often nothing at all.
-        raise CheckpointError(
-            f'{name}: none of the loaded tensors fits any of its {len(expected)}.\n'
-            f'  found:    {listed(list(state_dict)) or f"none that begins with {prefix!r}"}\n'
-            f'  expected: {listed([prefix + key for key in expected])}\n'
-            '  Is this a checkpoint of another model, or of a part of one?'
-        )
-    reshaped = [
-        f'{key} {found[key]} instead of {expected[key]}'
-        for key in expected
-        if key in found and found[key] != expected[key]
-    ]
-    problems = {
-        'missing': [prefix + key for key in expected if key not in found],
-        'unexpected': [prefix + key for key in found if key not in expected],
-        'of another shape': [prefix + line for line in reshaped],
-    }
-    lines = [f'{name}: {len(matched)} of {len(expected)} tensors found']
-    lines += [f'  {len(keys)} {what}: {listed(keys)}' for what, keys in problems.items() if keys]
-    level = logging.INFO if len(lines) == 1 else logging.WARNING
-    print_log('\n'.join(lines), logger='current', level=level)
-
-
-def check_fits(module: nn.Module, state_dict: dict[str, Tensor]) -> None:
-    """Refuse weights that would leave a part of a model as it was initialised.
-
-    Auxiliary heads may stay so, which training alone needs.
-
-    Raises:
-        CheckpointError: tensors of the model are missing or of another shape.
-    """
-    optional = re.compile(r'auxiliary_head\.|.*\.num_batches_tracked$')
-    expected = module.state_dict()
-    unfit = [
-        name
-        for name, tensor in expected.items()
-        if not optional.match(name)
-        and (name not in state_dict or state_dict[name].shape != tensor.shape)
-    ]
-    if unfit:
-        raise CheckpointError(
-            f'it is of another model: {len(unfit)} of the {len(expected)} tensors of this '
-            f'{type(module).__name__} are missing or of another shape: {listed(unfit)}'
-        )
-
-
-def listed(names: list[str]) -> str:
-    """The first of many names, and how many more there are, for an error or a log."""
-    more = len(names) - MAX_LISTED
-    return ', '.join(map(printable, names[:MAX_LISTED])) + (f' and {more} more' if more > 0 else '')

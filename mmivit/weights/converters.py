@@ -16,10 +16,10 @@ from fnmatch import fnmatch
 import torch
 from torch import Tensor
 
-from mmivit.checkpoint import CheckpointError, listed
+from mmivit.errors import CheckpointError
 from mmivit.models.attention import ATTENTIONS
 from mmivit.models.ivit import ARCHITECTURES, ATTENTION_STAGES, NUM_STAGES, IViT, read_arch
-from mmivit.vetting import printable
+from mmivit.utils.text import listed, printable
 
 TARGETS = ('backbone', 'timm')
 MOST_BLOCKS = 512  # ten times the deepest; building the model to compare with takes time for each

@@ -13,19 +13,14 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from mmivit.checkpoint import (
-    CheckpointError,
-    check_absent,
-    find_state_dict,
-    naming,
-    read_checkpoint,
-    write_checkpoint,
-)
-from mmivit.converters import ConversionReport, convert, is_optional
+from mmivit.errors import CheckpointError
 from mmivit.models.attention import ATTENTIONS
 from mmivit.registry import WEIGHT_INITIALIZERS
+from mmivit.utils.files import check_absent
+from mmivit.utils.text import printable
 from mmivit.version import __version__
-from mmivit.vetting import printable
+from mmivit.weights.checkpoint import find_state_dict, naming, read_checkpoint, write_checkpoint
+from mmivit.weights.converters import ConversionReport, convert, is_optional
 
 TIMM = 'timm://'
 FROM_SCRATCH = '--cfg-options model.backbone.init_cfg=None'

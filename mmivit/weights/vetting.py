@@ -207,9 +207,3 @@ def _look(
         version, order, *rest = contents[0]
         if (version, rest) != (3, [None, None, None, -1, -1, 0]) or order not in ('<', '>', '|'):
             raise RefusedFile('a pickle with a forged numpy dtype')
-
-
-def printable(text: object, most: int = 300) -> str:
-    """One line of limited length: a name out of a file may hold anything, and terminals obey."""
-    line = str(text)[:most]
-    return line if line.isprintable() else ascii(line)

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import mmivit.attention_maps as attention_maps
-from mmivit.attention_maps import (
+from mmivit.analysis import attention_maps
+from mmivit.analysis.attention_maps import (
     attention_inputs,
     cosine_similarity,
     effective_map,

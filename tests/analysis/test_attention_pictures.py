@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 
-from mmivit.attention_pictures import (
+from mmivit.analysis.attention_pictures import (
     Panel,
     View,
     _draw_map,
@@ -21,7 +21,7 @@ from mmivit.attention_pictures import (
     draw,
     show_attention,
 )
-from mmivit.checkpoint import CheckpointError
+from mmivit.errors import CheckpointError
 from mmivit.models import IViT
 from tests.conftest import CONFIGS, run_tool
 

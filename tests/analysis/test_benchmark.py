@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmivit import benchmark
+from mmivit.analysis import benchmark
 from mmivit.models import IViT, build_attention
 from tests.conftest import CONFIGS
 

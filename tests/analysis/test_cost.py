@@ -3,7 +3,7 @@
 import pytest
 from mmengine.config import Config
 
-from mmivit.analysis import architecture_costs, config_cost
+from mmivit.analysis.cost import architecture_costs, config_cost
 from mmivit.models.ivit import ARCHITECTURES
 from tests.conftest import CONFIGS
 

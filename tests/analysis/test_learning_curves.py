@@ -5,7 +5,7 @@ import json
 import cv2
 import pytest
 
-from mmivit.learning_curves import plot_logs, read_curves
+from mmivit.analysis.learning_curves import plot_logs, read_curves
 from tests.conftest import run_tool
 
 

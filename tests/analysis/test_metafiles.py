@@ -5,7 +5,7 @@ import shutil
 import mmengine
 import pytest
 
-from mmivit.metafiles import check
+from mmivit.analysis.metafiles import check
 from tests.conftest import CONFIGS, ROOT, run_tool
 
 METAFILE = 'configs/metafile.yml'

@@ -7,10 +7,8 @@ import pytest
 import torch
 from mmengine.config import Config, ConfigDict
 
-from mmivit import launch
-from mmivit.checkpoint import CheckpointError
-from mmivit.launch import (
-    LaunchError,
+from mmivit.apis import launch
+from mmivit.apis.launch import (
     _choose_checkpoint,
     build_runner,
     check_channels,
@@ -18,6 +16,7 @@ from mmivit.launch import (
     read_config,
     warn_about_batch_size,
 )
+from mmivit.errors import CheckpointError, LaunchError
 from tests.conftest import CONFIGS, ROOT, run_tool
 
 

@@ -14,8 +14,8 @@ from mmengine.registry import MODELS, init_default_scope
 from mmseg.datasets import ADE20KDataset
 from PIL import Image
 
-import mmivit.predict
-from mmivit.predict import Segmentor, slide_labels, upsampled_labels
+from mmivit.apis import predict
+from mmivit.apis.predict import Segmentor, slide_labels, upsampled_labels
 from tests.conftest import CONFIGS, run_tool
 
 CONFIG = CONFIGS / 'upernet_ivit_shapes.py'
@@ -129,7 +129,7 @@ def test_sliding_over_a_padded_image_gives_the_labels_of_stock_inference(monkeyp
     segmentor = Segmentor(cfg, str(tmp_path / 'x.pth'), 'cpu', {})
     image = np.random.default_rng(0).integers(0, 255, (100, 75, 3), np.uint8)
     stock = segmentor.inferencer(image, return_datasamples=True).pred_sem_seg.data[0].numpy()
-    monkeypatch.setattr(mmivit.predict, 'MAX_LOGITS', 0)
+    monkeypatch.setattr(predict, 'MAX_LOGITS', 0)
     assert (segmentor.label_map(image) == stock).mean() > 0.999  # near-ties may fall either way
 
 
@@ -139,7 +139,7 @@ def test_upsampling_by_classes_gives_the_labels_of_resized_logits(monkeypatch):
     expected = torch.nn.functional.interpolate(
         logits[None], (77, 90), mode='bilinear', align_corners=False
     )[0].argmax(0)
-    monkeypatch.setattr(mmivit.predict, 'MAX_LOGITS', 77 * 90 * 8)
+    monkeypatch.setattr(predict, 'MAX_LOGITS', 77 * 90 * 8)
     assert torch.equal(upsampled_labels(logits, (77, 90), model), expected)
 
 

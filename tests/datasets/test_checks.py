@@ -12,13 +12,13 @@ from mmengine.config import Config
 from PIL import Image
 from pycocotools import mask as rle
 
-from mmivit import check_data
-from mmivit.check_data import check_datasets
-from mmivit.coco_file import unpack_runs
-from mmivit.launch import LaunchError
-from mmivit.shapes import ShapesSpec, write_dataset
+from mmivit.datasets import checks
+from mmivit.datasets.checks import check_datasets
+from mmivit.datasets.coco_file import unpack_runs
+from mmivit.datasets.shapes import ShapesSpec, write_dataset
+from mmivit.errors import LaunchError
+from tests.apis.test_predict import SWOLLEN_PNG
 from tests.conftest import CONFIGS, run_tool
-from tests.test_predict import SWOLLEN_PNG
 
 DETECTION = CONFIGS / 'mask_rcnn_ivit_shapes.py'
 SEGMENTATION = CONFIGS / 'upernet_ivit_shapes.py'
@@ -119,7 +119,7 @@ def test_wrappers_are_looked_through(workspace):
 
 def test_a_png_with_a_swollen_part_does_not_reach_the_loader(tmp_path):
     (tmp_path / 'a.png').write_bytes(SWOLLEN_PNG)
-    picture = check_data._check_image(str(tmp_path / 'a.png'), load_image=None)
+    picture = checks._check_image(str(tmp_path / 'a.png'), load_image=None)
     assert [finding.kind for finding in picture.found] == ['images truncated or corrupt']
 
 

@@ -12,7 +12,7 @@ from mmseg.datasets import BaseSegDataset
 from pycocotools.coco import COCO
 from timm.data import create_dataset
 
-from mmivit.shapes import (
+from mmivit.datasets.shapes import (
     BEACONS,
     CLASSES,
     HARD_CLASSES,
@@ -201,7 +201,7 @@ def test_an_interrupted_drawing_leaves_no_half_data_set(root, tmp_path, monkeypa
     def stop(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr('mmivit.shapes._coco_mask', stop)
+    monkeypatch.setattr('mmivit.datasets.shapes._coco_mask', stop)
     with pytest.raises(KeyboardInterrupt):
         write_dataset(tmp_path / 'new', SPEC)
     assert not (tmp_path / 'new').exists()

@@ -8,7 +8,7 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from mmivit.engine import layer_scales
+from mmivit.engine.layer_decay import layer_scales
 from mmivit.models import IViT
 from tests.conftest import CONFIGS
 

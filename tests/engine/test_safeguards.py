@@ -10,15 +10,14 @@ import torch
 import torch.distributed as dist
 from mmengine.hooks import Hook
 
-from mmivit.checkpoint import CheckpointError
-from mmivit.safeguards import (
+from mmivit.engine.safeguards import (
     SafeCheckpointHook,
-    TrainingError,
     WholeFileBackend,
     check_whole,
     image_paths,
     latest_checkpoint,
 )
+from mmivit.errors import CheckpointError, TrainingError
 from tests.toy_training import run
 
 

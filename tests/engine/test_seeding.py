@@ -7,7 +7,7 @@ from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.registry import DATA_SAMPLERS
 from torch.utils.data import BatchSampler, DataLoader
 
-from mmivit.randomness import SeededBatchSampler
+from mmivit.engine.seeding import SeededBatchSampler
 from tests.toy_training import Draws, run
 
 

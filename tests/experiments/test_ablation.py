@@ -6,7 +6,8 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from mmivit.ablation import (
+from mmivit.datasets.shapes import HARD_CLASSES, SEMANTIC_CLASSES
+from mmivit.experiments.ablation import (
     DIVERSITY,
     GROUPS,
     PEERS,
@@ -22,9 +23,8 @@ from mmivit.ablation import (
     plot_ablation,
     run_config,
 )
-from mmivit.experiments import RunLog
+from mmivit.experiments.warm_start import RunLog
 from mmivit.models import IViT
-from mmivit.shapes import HARD_CLASSES, SEMANTIC_CLASSES
 from tests.conftest import CONFIGS, run_tool
 
 TINY = Preset(

@@ -4,8 +4,14 @@ import json
 
 import pytest
 
-from mmivit import experiments
-from mmivit.experiments import KINDS, RunLog, WarmStartBudget, warm_start, warm_start_tables
+from mmivit.experiments import warm_start as experiments
+from mmivit.experiments.warm_start import (
+    KINDS,
+    RunLog,
+    WarmStartBudget,
+    warm_start,
+    warm_start_tables,
+)
 from tests.conftest import CONFIGS, run_tool
 
 BUDGET = WarmStartBudget(

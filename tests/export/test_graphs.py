@@ -15,10 +15,9 @@ from mmengine.config import Config
 from mmengine.utils import digit_version
 from mmseg.structures import SegDataSample
 
-import mmivit.export
-from mmivit.checkpoint import CheckpointError
-from mmivit.export import (
-    ExportError,
+from mmivit.errors import CheckpointError, ExportError
+from mmivit.export import graphs
+from mmivit.export.graphs import (
     Parity,
     SegmentorGraph,
     benchmark_export,
@@ -79,7 +78,7 @@ def nano(tmp_path_factory):
 def test_the_command_exports_upernet_and_prints_how_it_compares(segmentor):
     done, _ = segmentor
     rows = re.findall(r'^\| \S+ \| (\d+) x (\d+) x (\d+) \| (\S+) \|', done.stdout, re.M)
-    assert [tuple(map(int, row[:3])) for row in rows] == list(mmivit.export.SIZES)
+    assert [tuple(map(int, row[:3])) for row in rows] == list(graphs.SIZES)
     assert all(0 < float(row[3]) <= 1e-4 for row in rows)
     assert 'logits: float32, batch x classes x height x width' in done.stdout
 
@@ -140,8 +139,8 @@ def test_the_documents_example_runs(segmentor, tmp_path, monkeypatch):
 
 def test_a_detectors_backbone_and_neck(folder, monkeypatch):
     """Compared with mmdet's own preprocessing, which pads to multiples of 32."""
-    monkeypatch.setattr(mmivit.export, 'SIZES', SIZES)
-    monkeypatch.setattr(mmivit.export, 'SECONDS', 0)
+    monkeypatch.setattr(graphs, 'SIZES', SIZES)
+    monkeypatch.setattr(graphs, 'SECONDS', 0)
     out = folder / 'mask_rcnn.onnx'
     options = {'model.backbone.arch': dict(_delete_=True, **ARCH)}
     result = export(str(DETECTOR), str(folder / f'{DETECTOR.stem}.pth'), out, cfg_options=options)
@@ -192,8 +191,8 @@ def test_nothing_is_left_of_a_graph_that_differs(folder, monkeypatch):
     def check(*args):
         raise ExportError('differs')
 
-    monkeypatch.setattr(mmivit.export, 'write_onnx', write)
-    monkeypatch.setattr(mmivit.export, 'check_parity', check)
+    monkeypatch.setattr(graphs, 'write_onnx', write)
+    monkeypatch.setattr(graphs, 'check_parity', check)
     out = folder / 'wrong' / 'out.onnx'
     with pytest.raises(ExportError, match='differs'):
         export(str(SEGMENTOR), str(folder / f'{SEGMENTOR.stem}.pth'), out)
@@ -269,8 +268,8 @@ def test_torchscript_trace_of_the_backbone(nano):
 
 def test_the_benchmark_takes_backbones_and_segmentors(tmp_path, monkeypatch):
     made = []
-    monkeypatch.setattr(mmivit.export, 'write_onnx', lambda *args: made.append(args[2]))
-    monkeypatch.setattr(mmivit.export, 'check_parity', lambda *args: [])
+    monkeypatch.setattr(graphs, 'write_onnx', lambda *args: made.append(args[2]))
+    monkeypatch.setattr(graphs, 'check_parity', lambda *args: [])
     results = dict(benchmark_export(['nano', str(SEGMENTOR)], 0, tmp_path))
     assert list(results) == ['backbone nano', 'upernet_ivit_shapes']
     assert made == [['map0', 'map1', 'map2', 'map3'], ['logits']]

@@ -45,9 +45,10 @@ from safetensors.torch import save
 
 unpickler.Unpickler.load = atheris.instrument_func(unpickler.Unpickler.load)
 with atheris.instrument_imports(include=['mmivit']):
-    from mmivit import checkpoint, converters, predict, weights
-    from mmivit.checkpoint import CheckpointError
+    from mmivit.apis import predict
+    from mmivit.errors import CheckpointError
     from mmivit.models import IViT
+    from mmivit.weights import checkpoint, converters, sources
 
 ARCH = dict(depths=(1, 1, 2, 1), widths=(8, 16, 32, 32))
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -202,7 +203,7 @@ class Converter:
                 else:
                     source = self.folder / 'out' / f'x.{suffix}'
                     checkpoint.write_checkpoint(source, state, {}, force=True)
-                    weights.convert_file(source, source.with_stem('y'), force=True, **options)
+                    sources.convert_file(source, source.with_stem('y'), force=True, **options)
         except (CheckpointError, OSError) as error:
             one_line(error)
         except ValueError:  # an option that is none

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from mmivit.benchmark import saved_bytes
+from mmivit.analysis.benchmark import saved_bytes
 from mmivit.models import IViT
 from mmivit.models.ivit import ARCHITECTURES, Block, DropPath, Mlp, SepConv, squared_relu
 

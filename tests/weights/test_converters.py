@@ -8,9 +8,9 @@ import torch
 from mmengine.config import Config
 from timm.models import adapt_input_conv, metaformer
 
-from mmivit.checkpoint import CheckpointError
-from mmivit.converters import SOURCES, adapt_input_channels, convert, recognise
+from mmivit.errors import CheckpointError
 from mmivit.models import IViT
+from mmivit.weights.converters import SOURCES, adapt_input_channels, convert, recognise
 from tests.conftest import CONFIGS
 
 HEAD = ('norm.weight', 'norm.bias', 'fc.weight', 'fc.bias')

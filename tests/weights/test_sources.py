@@ -14,11 +14,12 @@ from mmengine.runner.checkpoint import load_checkpoint
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from mmivit.checkpoint import CheckpointError, find_state_dict, read_checkpoint, write_checkpoint
+from mmivit.errors import CheckpointError
 from mmivit.models import IViT
-from mmivit.weights import PretrainedIViT, convert_file, fetch, publish
+from mmivit.weights.checkpoint import find_state_dict, read_checkpoint, write_checkpoint
+from mmivit.weights.sources import PretrainedIViT, convert_file, fetch, publish
 from tests.conftest import ROOT
-from tests.test_converters import randomise, small_caformer
+from tests.weights.test_converters import randomise, small_caformer
 
 
 def run(tool, *arguments, cwd, **environment):

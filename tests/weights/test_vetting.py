@@ -17,15 +17,16 @@ import torch
 from mmengine.logging import HistoryBuffer
 from safetensors.torch import save as save_safetensors
 
-from mmivit.checkpoint import CheckpointError, read_checkpoint
+from mmivit.errors import CheckpointError
 from mmivit.models import IViT
+from mmivit.weights.checkpoint import read_checkpoint
 from tests.conftest import ROOT
 
 # Reads files as torch before and since 2.6 does, with a GiB to spare, and tells what became of
 # each. A crash or a file that fills the memory ends it.
 READER = """
 import json, resource, sys, time
-from mmivit import checkpoint
+from mmivit.weights import checkpoint
 size = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + 2**30,) * 2)
 for path in sys.argv[1:]:

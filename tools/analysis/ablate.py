@@ -12,7 +12,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from mmivit.ablation import GROUPS, PRESETS, ablate, ablation_tables, plot_ablation
+from mmivit.experiments.ablation import GROUPS, PRESETS, ablate, ablation_tables, plot_ablation
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from mmivit.benchmark import (
+from mmivit.analysis.benchmark import (
     attention_verdicts,
     benchmark_attention,
     machine,

@@ -9,9 +9,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mmivit.benchmark import machine
-from mmivit.export import PARITY_HEADER, ExportError, benchmark_export, parity_rows
-from mmivit.launch import LaunchError
+from mmivit.analysis.benchmark import machine
+from mmivit.errors import ExportError, LaunchError
+from mmivit.export.graphs import PARITY_HEADER, benchmark_export, parity_rows
 from mmivit.models.ivit import ARCHITECTURES
 
 UPERNET = str(Path(__file__).parents[2] / 'configs' / 'upernet_ivit.py')

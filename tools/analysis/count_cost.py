@@ -11,7 +11,7 @@ import sys
 
 from mmengine.config import Config
 
-from mmivit.analysis import SIZES, Cost, architecture_costs, config_cost
+from mmivit.analysis.cost import SIZES, Cost, architecture_costs, config_cost
 from mmivit.models.attention import ATTENTIONS
 
 

@@ -6,7 +6,7 @@ python tools/analysis/plot_logs.py work_dirs/imhsa work_dirs/mhsa --out curves.p
 import argparse
 import sys
 
-from mmivit.learning_curves import plot_logs
+from mmivit.analysis.learning_curves import plot_logs
 
 
 def main() -> None:

@@ -8,8 +8,8 @@
 import argparse
 import sys
 
-from mmivit.attention_pictures import show_attention
-from mmivit.checkpoint import CheckpointError
+from mmivit.analysis.attention_pictures import show_attention
+from mmivit.errors import CheckpointError
 
 
 def point(text: str) -> tuple[int, int]:

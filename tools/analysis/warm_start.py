@@ -9,8 +9,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmivit.checkpoint import CheckpointError
-from mmivit.experiments import WarmStartBudget, plot_warm_start, warm_start, warm_start_tables
+from mmivit.errors import CheckpointError
+from mmivit.experiments.warm_start import (
+    WarmStartBudget,
+    plot_warm_start,
+    warm_start,
+    warm_start_tables,
+)
 
 CONFIG = Path(__file__).parents[2] / 'configs' / 'upernet_ivit_shapes.py'
 

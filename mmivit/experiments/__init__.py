@@ -1,0 +1,1 @@
+"""What docs/ claims, to be run again."""

@@ -1,0 +1,1 @@
+"""Files, texts and tables: what any room may use. Needs the standard library alone."""

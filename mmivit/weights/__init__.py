@@ -1,0 +1,1 @@
+"""Weights: read safely, recognised, converted, published. Import from its modules."""
