@@ -55,6 +55,7 @@ def shrink(model):
     if 'num_queries' in model:
         model.num_queries = 30  # DINO picks them among the tokens, which are few here
     head = model.get('panoptic_head') or model.get('decode_head') or {}
+    head = {} if isinstance(head, list) else head
     pixel_decoder = head.get('pixel_decoder', {})
     for decoder, layers in (
         (model.get('encoder'), 1),
@@ -138,6 +139,8 @@ def test_pipeline_trains_and_predicts(name, tmp_path):
     model.eval()
     with torch.no_grad():
         (sample,) = model.test_step(random_batch(cfg.default_scope, images=1))
+    if model.backbone.out_strides[-1] == 8:
+        assert {y.shape[-1] for y in model.backbone(torch.randn(1, 3, *SIZE))} == {SIZE[1] // 8}
     if cfg.default_scope == 'mmseg':
         assert sample.pred_sem_seg.shape == SIZE
     else:
@@ -149,11 +152,14 @@ def test_pipeline_trains_and_predicts(name, tmp_path):
 
 def channels_in(model):
     """What the document gives the neck, or the head where there is no neck, as a list."""
-    receiver = model.get('neck') or model.get('panoptic_head') or model.decode_head
-    if isinstance(receiver, list):
-        receiver = receiver[0]
-    channels = receiver.in_channels
-    return list(channels) if isinstance(channels, (list, tuple)) else [channels]
+    receivers = model.get('neck') or model.get('panoptic_head') or model.decode_head
+    first, *others = receivers if isinstance(receivers, list) else [receivers]
+    if isinstance(first.in_channels, (list, tuple)):
+        return list(first.in_channels)
+    if model.get('neck'):
+        return [first.in_channels]
+    heads = [first, *others, *([model.auxiliary_head] if 'auxiliary_head' in model else [])]
+    return [head.in_channels for head in sorted(heads, key=lambda head: head.in_index)]
 
 
 @pytest.mark.parametrize('name', PIPELINES)

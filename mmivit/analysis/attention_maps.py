@@ -2,8 +2,8 @@
 
 The effective map of a head is the N x N matrix that multiplies its values: softmax(Q K^T / sqrt d)
 in (a), A_Q A_K in (b), I(softmax(Q K^T / sqrt d)) in (c), A_Q' A_K' in (d) of the paper's Fig. 2.
-An attention is linear in its values, so the map is what it returns for one-hot values: it is read
-off the module itself, whatever the module's formula, and only for the queries that are asked for.
+The module itself computes its maps, by the methods that its forward pass uses where it forms them;
+here they are put together, for the queries that are asked for.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmivit.models.attention import ATTENTIONS, IMHSA, MHSA, DecomposedMHSA, softmax
-
-MAX_VALUES = 2**26  # elements of the one-hot values held at once, 256 MiB in fp32
+from mmivit.models.attention import ATTENTIONS, MHSA, DecomposedMHSA
 
 
 @dataclass(frozen=True)
@@ -102,16 +100,13 @@ def effective_map(module: MHSA, x: Tensor, queries: Sequence[int] | None = None)
     Returns:
         (B, h, queries, N). Rows sum to 1 unless heads interact.
     """
-    q, k, _ = module._split_heads(module.qkv(x))  # (B, h, N, d) each
+    q, k, _, *landmarks = module.project(x)  # (B, h, N, d) and (B, h, L, d) each
     if queries is not None:
         q = q[:, :, list(queries)]
-    batch, heads, tokens, _ = k.shape
-    index = torch.arange(tokens, device=x.device)
-    parts = []
-    for columns in index.split(max(1, MAX_VALUES // (batch * heads * tokens))):
-        one_hot = (index.unsqueeze(1) == columns).to(q.dtype)  # (N, columns)
-        parts.append(module.attend(x, q, k, one_hot.expand(batch, heads, -1, -1)))
-    return torch.cat(parts, -1)
+    if not landmarks:
+        return module.attn(q, k)
+    q_landmarks, k_landmarks = landmarks
+    return module.attn_q(q, k_landmarks).transpose(-2, -1) @ module.attn_k(q_landmarks, k)
 
 
 @torch.no_grad()
@@ -125,18 +120,21 @@ def landmark_maps(module: DecomposedMHSA, x: Tensor) -> Tensor:
     Returns:
         (B, h, L, N).
     """
-    q_landmarks, _ = module.project_landmarks(x)
-    _, k, _ = module._split_heads(module.qkv(x))
-    logits = (q_landmarks * k.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, h, L, N)
-    if isinstance(module, IMHSA):
-        return module._interact(logits, module.interaction_k, module.interaction_k_pre, -1)
-    return softmax(logits, -1)
+    _, k, _, q_landmarks, _ = module.project(x)
+    return module.attn_k(q_landmarks, k)
 
 
 @torch.no_grad()
 def head_outputs(module: MHSA, x: Tensor) -> Tensor:
     """What each head returns before the projection, (B, h, N, d), for an input (B, H, W, C)."""
-    return module.attend(x, *module._split_heads(module.qkv(x)))
+    seen = []
+    hook = module.proj.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        module(x)
+    finally:
+        hook.remove()
+    # (B, H, W, C) -> (B, N, h, d) -> (B, h, N, d)
+    return seen[0].flatten(1, 2).unflatten(2, (module.num_heads, -1)).transpose(1, 2)
 
 
 def head_diversity(model: nn.Module, images: Iterable[Tensor]) -> list[HeadDiversity]:

@@ -15,10 +15,10 @@ from mmivit.registry import OPTIM_WRAPPER_CONSTRUCTORS
 class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """mmengine's constructor with learning rates that fall from the head to the stem.
 
-    A parameter of depth i in a backbone of n layers gets the rate lr * r^(n + 1 - i), everything
-    outside the backbone lr. The depth is what the backbone's own ``layer_depth(name)`` says, so
-    that any detector or segmentor will do. ``paramwise_cfg`` holds ``layer_decay_rate`` (r)
-    beside mmengine's usual settings:
+    A parameter of depth i out of n gets the rate lr * r^(n - 1 - i), everything outside the
+    backbone lr. Both are what the backbone's own ``get_layer_depth(name)`` says, as mmpretrain's
+    backbones do, so that any detector or segmentor will do. ``paramwise_cfg`` holds
+    ``layer_decay_rate`` (r) beside mmengine's usual settings:
 
         optim_wrapper = dict(
             constructor='mmivit.LayerDecayOptimWrapperConstructor',
@@ -26,7 +26,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     Raises:
         ValueError: ``layer_decay_rate`` is missing or not in (0, 1], or the model has no backbone
-            with ``layer_depth``.
+            with ``get_layer_depth``.
     """
 
     def add_params(self, params: list[dict], module: nn.Module, prefix: str = '', **kwargs) -> None:
@@ -53,17 +53,18 @@ def layer_scales(model: nn.Module, rate: float) -> dict[nn.Parameter, float]:
     """Factor of the learning rate for every parameter of a model.
 
     Args:
-        model: any model that contains a backbone with ``layer_depth`` and ``num_layers``.
+        model: any model that contains a backbone with ``get_layer_depth``.
         rate: factor from one layer to the one below it.
     """
     scales = dict.fromkeys(model.parameters(), 1.0)
-    backbones = [module for module in model.modules() if hasattr(module, 'layer_depth')]
+    backbones = [module for module in model.modules() if hasattr(module, 'get_layer_depth')]
     if not backbones:
         raise ValueError(
             f'{type(model).__name__} has no backbone that tells the depth of its layers; '
-            "layer-wise decay needs one with layer_depth(name), such as 'mmivit.IViT'"
+            "layer-wise decay needs one with get_layer_depth(name), such as 'mmivit.IViT'"
         )
     for backbone in backbones:
         for name, parameter in backbone.named_parameters():
-            scales[parameter] = rate ** (backbone.num_layers + 1 - backbone.layer_depth(name))
+            depth, depths = backbone.get_layer_depth(name)
+            scales[parameter] = rate ** (depths - 1 - depth)
     return scales

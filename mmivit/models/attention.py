@@ -1,7 +1,7 @@
 """The four attentions of iMHSA's Fig. 2 (arXiv 2402.17507), one class each.
 
     (a) MHSA            softmax(Q K^T / sqrt d) V                        N x N, fused
-    (b) DecomposedMHSA  A_Q (A_K V)                                      N x L and L x N
+    (b) DecomposedMHSA  A_Q (A_K V)                                      N x L and L x N, fused
     (c) InteractiveMHSA I(softmax(Q K^T / sqrt d)) V                     N x N, stored
     (d) IMHSA           I_Q(A_Q) (I_K(A_K) V)                            N x L and L x N
 
@@ -15,7 +15,7 @@ code nor the interaction's exact form; that it is bias-free, starts at the ident
 the softmax was decided here (README, "What the paper states").
 
 All four map channels-last tokens (B, H, W, C) to (B, H, W, C) and share the names of their
-projections, so that weights move between them.
+projections, so that weights move between them. How their memory is spent: memory.py.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmivit.models.memory import by_images, in_pieces, is_lean, recompute
+from mmivit.models.memory import by_images, in_pieces, is_eager, is_lean, recomputed
 
 INTERACTIONS = ('pre', 'post', 'both')
+FEW = 16  # tokens to a landmark, up to which averaging what they were projected to is cheaper
 
 
 def pool_landmarks(x: Tensor, landmarks: int) -> Tensor:
@@ -44,7 +45,7 @@ def pool_landmarks(x: Tensor, landmarks: int) -> Tensor:
         (B, min(g, H), min(g, W), C).
     """
     size = (min(landmarks, x.shape[1]), min(landmarks, x.shape[2]))
-    if not torch.jit.is_scripting() and is_lean(x):
+    if is_lean(x):
         return F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
     return average_blocks(x, size)
 
@@ -64,7 +65,7 @@ def average_blocks(x: Tensor, size: tuple[int, int]) -> Tensor:
     channels = x.shape[3]
     x = columns @ x  # (g_w, W) @ (B, H, W, C) -> (B, H, g_w, C)
     x = rows @ x.flatten(2)  # (g_h, H) @ (B, H, g_w * C) -> (B, g_h, g_w * C)
-    return x.reshape(x.shape[0], x.shape[1], -1, channels)  # (B, g_h, g_w, C)
+    return x.unflatten(2, (size[1], channels))  # (B, g_h, g_w, C)
 
 
 def _averaging_matrix(size: int, bins: int, like: Tensor) -> Tensor:
@@ -77,29 +78,31 @@ def _averaging_matrix(size: int, bins: int, like: Tensor) -> Tensor:
     return inside.to(like.dtype) / (stop - start).to(like.dtype)
 
 
-def mix_heads(weight: Tensor, maps: Tensor) -> Tensor:
+def mix_heads(weight: Tensor | None, maps: Tensor) -> Tensor:
     """The cross-head interaction I: every output map is a weighted sum of all heads' maps.
 
     A ``bmm`` over flattened maps, because ``einsum`` and ``matmul`` copy them at batch > 1.
 
     Args:
-        weight: (h, h), row = output head.
+        weight: (h, h), row = output head; None leaves the heads alone.
         maps: (B, h, rows, columns).
 
     Returns:
         (B, h, rows, columns).
     """
+    if weight is None:
+        return maps
     batch, heads = maps.shape[:2]
     mixed = torch.bmm(weight.to(maps.dtype).expand(batch, heads, heads), maps.flatten(2))
     return mixed.view_as(maps)
 
 
-def softmax(logits: Tensor, dim: int) -> Tensor:
+def softmax_(logits: Tensor, dim: int) -> Tensor:
     """Softmax over an axis, computed in fp32 or better, returned in the logits' dtype.
 
     At inference on a CPU it takes the place of the logits in memory.
     """
-    if not torch.jit.is_scripting() and is_lean(logits):
+    if is_lean(logits):
         return torch.softmax(logits, dim, out=logits)  # torch computes bf16 in fp32 by itself
     dtype = torch.promote_types(logits.dtype, torch.float32)
     return logits.softmax(dim, dtype=dtype).to(logits.dtype)
@@ -121,7 +124,9 @@ def _check_interaction(value: str) -> None:
 class MHSA(nn.Module):
     """(a) Multi-head self-attention, through ``scaled_dot_product_attention``.
 
-    Also the base of the other three, which replace :meth:`attend`.
+    Also the base of the other three, which sum the values in other ways. The fused kernels, here
+    and in (b), have first derivatives alone: take second and forward-mode ones within
+    ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``.
 
     Args:
         dim: channels C.
@@ -139,28 +144,31 @@ class MHSA(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)  # rows q, k, v, each head-major
         self.proj = nn.Linear(dim, dim, bias=False)
 
+    @by_images
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
-        if torch.jit.is_scripting():
-            return self._forward(x)
-        return by_images(self._forward, x)
+        q, k, v = self.project(x)
+        return self.merge_heads(F.scaled_dot_product_attention(q, k, v), x)
 
-    def _forward(self, x: Tensor) -> Tensor:
-        q, k, v = self._split_heads(self.qkv(x))  # (B, h, N, d) each
-        y = self.attend(x, q, k, v)  # (B, h, N, d)
+    def project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Q, K and V, (B, h, N, d) each, of tokens (B, H, W, C)."""
+        return self.split_heads(self.qkv(x))
+
+    def split_heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, H, W, 3 C) -> three of (B, h, N, d)."""
+        batch, height, width, channels = qkv.shape
+        shape = (batch, height * width, 3, self.num_heads, channels // (3 * self.num_heads))
+        # (B, H, W, 3 C) -> (B, N, 3, h, d) -> (3, B, h, N, d)
+        return qkv.reshape(shape).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def merge_heads(self, y: Tensor, x: Tensor) -> Tensor:
+        """The heads' outputs (B, h, N, d), concatenated and projected, in the shape of x."""
         # (B, h, N, d) -> (B, N, h, d) -> (B, H, W, C)
         return self.proj(y.transpose(1, 2).reshape(x.shape))
 
-    def attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of all heads; x is the input (B, H, W, C), the rest (B, h, N, d)."""
-        return F.scaled_dot_product_attention(q, k, v)
-
-    def _split_heads(self, x: Tensor) -> list[Tensor]:
-        """(B, H, W, m C) -> m tensors (B, h, H W, d)."""
-        batch, head_dim = x.shape[0], self.proj.in_features // self.num_heads
-        # (B, H, W, m C) -> (B, N, m, h, d) -> (m, B, h, N, d)
-        x = x.reshape(batch, x.shape[1] * x.shape[2], -1, self.num_heads, head_dim)
-        return x.permute(2, 0, 3, 1, 4).unbind(0)
+    def attn(self, q: Tensor, k: Tensor) -> Tensor:
+        """A = softmax(Q K^T / sqrt d), (B, h, M, N), of M queries and N keys; for looking at."""
+        return softmax_((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1), -1)
 
 
 class DecomposedMHSA(MHSA):
@@ -171,8 +179,6 @@ class DecomposedMHSA(MHSA):
     Args:
         landmarks: side g of the landmark grid, L = g * g; may be changed on a built module.
     """
-
-    __jit_unused_properties__ = ('landmarks',)
 
     def __init__(self, dim: int, num_heads: int, landmarks: int = 7) -> None:
         super().__init__(dim, num_heads)
@@ -188,21 +194,38 @@ class DecomposedMHSA(MHSA):
         _check_landmarks(value)
         self._landmarks = value
 
-    def project_landmarks(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """q_landmarks, k_landmarks (B, h, L, d) of the tokens x (B, H, W, C).
-
-        Averaging commutes with the projection, so the input is pooled once and L tokens are
-        projected instead of pooling two projections of N.
-        """
-        pooled = pool_landmarks(x, self._landmarks)  # (B, g_h, g_w, C)
-        channels = x.shape[-1]
-        q, k = self._split_heads(F.linear(pooled, self.qkv.weight[: 2 * channels]))
-        return q, k
-
-    def attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q_landmarks, k_landmarks = self.project_landmarks(x)
+    @by_images
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        q, k, v, q_landmarks, k_landmarks = self.project(x)
         summary = F.scaled_dot_product_attention(q_landmarks, k, v)  # A_K V, (B, h, L, d)
-        return F.scaled_dot_product_attention(q, k_landmarks, summary)  # A_Q (A_K V)
+        return self.merge_heads(F.scaled_dot_product_attention(q, k_landmarks, summary), x)
+
+    def project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Q, K, V (B, h, N, d), and the landmarks q, k (B, h, L, d), of tokens (B, H, W, C).
+
+        Averaging commutes with the projection: where tokens are many, it is cheaper to average the
+        input and to project L tokens more than to average the projections.
+        """
+        qkv = self.qkv(x)  # (B, H, W, 3 C)
+        if is_eager(x) and x.shape[1] * x.shape[2] <= FEW * self._landmarks**2:
+            pooled = pool_landmarks(qkv, self._landmarks)  # (B, g_h, g_w, 3 C)
+        else:
+            pooled = self.qkv(pool_landmarks(x, self._landmarks))
+        q_landmarks, k_landmarks, _ = self.split_heads(pooled)
+        # As views they would keep the unused third of their memory alive.
+        return *self.split_heads(qkv), q_landmarks.contiguous(), k_landmarks.contiguous()
+
+    def attn_k(self, q_landmarks: Tensor, k: Tensor) -> Tensor:
+        """A_K = softmax(q K^T / sqrt d), (B, h, L, N): what every landmark gathers."""
+        return softmax_((q_landmarks * k.shape[-1] ** -0.5) @ k.transpose(-2, -1), -1)
+
+    def attn_q(self, q: Tensor, k_landmarks: Tensor) -> Tensor:
+        """A_Q^T, (B, h, L, N), for A_Q = softmax(Q k^T / sqrt d) over landmarks.
+
+        Transposed because long rows suit softmax and products.
+        """
+        return softmax_((k_landmarks * q.shape[-1] ** -0.5) @ q.transpose(-2, -1), -2)
 
 
 class _Interaction:
@@ -220,13 +243,11 @@ class _Interaction:
             second = nn.Parameter(torch.eye(self.num_heads)) if interaction == 'both' else None
             self.register_parameter(f'{name}_pre', second)
 
-    def _interact(self, logits: Tensor, weight: Tensor, second: Tensor | None, dim: int) -> Tensor:
-        """Softmax of the logits (B, h, rows, columns) over ``dim``, with the interaction."""
+    def _mixes(self, name: str) -> tuple[Tensor | None, Tensor | None]:
+        """The mix of logits before the softmax and that of the map after it, (h, h) or none."""
         if self.interaction_position == 'pre':
-            return softmax(mix_heads(weight, logits), dim)
-        if second is not None:
-            logits = mix_heads(second, logits)
-        return mix_heads(weight, softmax(logits, dim))
+            return getattr(self, name), None
+        return getattr(self, f'{name}_pre'), getattr(self, name)
 
 
 class InteractiveMHSA(_Interaction, MHSA):
@@ -242,9 +263,17 @@ class InteractiveMHSA(_Interaction, MHSA):
         super().__init__(dim, num_heads)
         self._add_interaction(interaction, 'interaction')
 
-    def attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, h, N, N)
-        return self._interact(logits, self.interaction, self.interaction_pre, -1) @ v
+    @by_images
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        q, k, v = self.project(x)
+        return self.merge_heads(self.attn(q, k) @ v, x)
+
+    def attn(self, q: Tensor, k: Tensor) -> Tensor:
+        """I(A), (B, h, M, N), of M queries and N keys."""
+        before, after = self._mixes('interaction')
+        logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, h, M, N)
+        return mix_heads(after, softmax_(mix_heads(before, logits), -1))
 
 
 class IMHSA(_Interaction, DecomposedMHSA):
@@ -265,37 +294,37 @@ class IMHSA(_Interaction, DecomposedMHSA):
         super().__init__(dim, num_heads, landmarks)
         self._add_interaction(interaction, 'interaction_q', 'interaction_k')
 
-    def attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q_landmarks, k_landmarks = self.project_landmarks(x)
-        scale = q.shape[-1] ** -0.5  # applied to the landmarks, the smaller factor
-        inputs = (q, k, v, q_landmarks * scale, k_landmarks * scale)
-        if self.training and not torch.jit.is_scripting():
-            return recompute(self._attend, *inputs)  # else four maps of N x L would be kept
-        return self._attend(*inputs)
+    @by_images
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        q, k, v, q_landmarks, k_landmarks = self.project(x)
+        summary = self.gather(q_landmarks, k, v)  # A_K' V, (B, h, L, d)
+        y = self.read(q.transpose(1, 2), k_landmarks, summary)  # A_Q' (A_K' V), (B, N, h, d)
+        return self.merge_heads(y.transpose(1, 2), x)
 
-    def _attend(
-        self, q: Tensor, k: Tensor, v: Tensor, q_landmarks: Tensor, k_landmarks: Tensor
-    ) -> Tensor:
-        """Y = A_Q' (A_K' V), with both maps as (B, h, L, N): long rows suit softmax and bmm."""
-        # A_K' = I_K(softmax(q K^T / sqrt d))
-        logits = q_landmarks @ k.transpose(-2, -1)
-        attn_k = self._interact(logits, self.interaction_k, self.interaction_k_pre, -1)
-        summary = attn_k @ v  # (B, h, L, d)
-        del logits, attn_k  # their memory serves the next map
-        q = q.transpose(1, 2)  # (B, N, h, d)
-        if torch.jit.is_scripting():
-            y = self._read(q, k_landmarks, summary)
-        else:
-            width = self.num_heads * k_landmarks.shape[2]
-            y = in_pieces(self._read, q, width, k_landmarks, summary)
-        return y.transpose(1, 2)  # (B, h, N, d)
+    @recomputed  # else the maps of N x L, two of each, would be kept
+    def gather(self, q_landmarks: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """A_K' V, (B, h, L, d): every landmark's sum of the values."""
+        return self.attn_k(q_landmarks, k) @ v
 
-    def _read(self, q: Tensor, k_landmarks: Tensor, summary: Tensor) -> Tensor:
-        """A_Q' (A_K' V) for some of the queries. (B, n, h, d) -> same."""
-        # A_Q'^T = I_Q(softmax(k Q^T / sqrt d)), (B, h, L, n): the softmax is over landmarks
-        logits = k_landmarks @ q.permute(0, 2, 3, 1)
-        attn_q = self._interact(logits, self.interaction_q, self.interaction_q_pre, -2)
+    @recomputed
+    @in_pieces(lambda q, k_landmarks, summary: k_landmarks.shape[1] * k_landmarks.shape[2])
+    def read(self, q: Tensor, k_landmarks: Tensor, summary: Tensor) -> Tensor:
+        """A_Q' S for the landmarks' sums S, (B, h, L, d): (B, N, h, d) -> (B, N, h, d)."""
+        attn_q = self.attn_q(q.transpose(1, 2), k_landmarks)  # (B, h, L, N)
         return (attn_q.transpose(-2, -1) @ summary).transpose(1, 2)
+
+    def attn_k(self, q_landmarks: Tensor, k: Tensor) -> Tensor:
+        """A_K' = I_K(A_K), (B, h, L, N)."""
+        before, after = self._mixes('interaction_k')
+        logits = (q_landmarks * k.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # q K^T, (B, h, L, N)
+        return mix_heads(after, softmax_(mix_heads(before, logits), -1))
+
+    def attn_q(self, q: Tensor, k_landmarks: Tensor) -> Tensor:
+        """A_Q'^T, (B, h, L, N), for A_Q' = I_Q(A_Q)."""
+        before, after = self._mixes('interaction_q')
+        logits = (k_landmarks * q.shape[-1] ** -0.5) @ q.transpose(-2, -1)  # k Q^T, (B, h, L, N)
+        return mix_heads(after, softmax_(mix_heads(before, logits), -2))
 
 
 ATTENTIONS = {

@@ -12,17 +12,17 @@ from timm.models import (
     build_model_with_cfg,
     generate_default_cfgs,
     register_model,
-    register_notrace_function,
+    register_notrace_module,
 )
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from mmivit.models.attention import pool_landmarks, softmax
-from mmivit.models.ivit import ARCHITECTURES, build_trunk, read_arch
+from mmivit.models.attention import ATTENTIONS
+from mmivit.models.ivit import ARCHITECTURES, build_trunk, read_arch, stage_strides
 
-# Their results depend on sizes or dtypes, which torch.fx cannot follow: leaves of its graphs.
-register_notrace_function(pool_landmarks)
-register_notrace_function(softmax)
+# Landmarks depend on sizes, which torch.fx cannot follow: attentions are leaves of its graphs.
+for _attention in ATTENTIONS.values():
+    register_notrace_module(_attention)
 
 
 class IViTClassifier(nn.Module):
@@ -62,18 +62,18 @@ class IViTClassifier(nn.Module):
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = widths[-1]
         self.feature_info = [
-            dict(num_chs=width, reduction=min(4 * 2**i, output_stride), module=f'stages.{i}')
-            for i, width in enumerate(widths)
+            dict(num_chs=width, reduction=stride, module=f'stages.{i}')
+            for i, (width, stride) in enumerate(zip(widths, stage_strides(output_stride)))
         ]
         with nullcontext() if device is None else torch.device(device):
             self.stem, self.stages = build_trunk(
-                arch,
-                in_chans,
-                attention,
-                landmarks,
-                interaction,
-                head_dim,
-                drop_path_rate,
+                arch=arch,
+                in_channels=in_chans,
+                attention=attention,
+                landmarks=landmarks,
+                interaction=interaction,
+                head_dim=head_dim,
+                drop_path_rate=drop_path_rate,
                 output_stride=output_stride,
             )
             self.head = NormMlpClassifierHead(
@@ -90,16 +90,12 @@ class IViTClassifier(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, in_chans, H, W) -> the last stage's map (B, C, ~H / 32, ~W / 32)."""
-        x = self.stem(x)
-        for stage in self.stages:
-            x = stage(x)
-        return x.permute(0, 3, 1, 2)  # (B, H, W, C) -> (B, C, H, W)
+        return self.stages(self.stem(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, C, H, W) -> logits, or with ``pre_logits`` pooled and normed features (B, C)."""
         return self.head(x, pre_logits=pre_logits)
 
-    @torch.jit.ignore
     def forward_intermediates(
         self,
         x: Tensor,
@@ -127,10 +123,9 @@ class IViTClassifier(nn.Module):
         for i, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
             x = stage(x)
             if i in take:
-                intermediates.append(x.permute(0, 3, 1, 2) if output_fmt == 'NCHW' else x)
-        return intermediates if intermediates_only else (x.permute(0, 3, 1, 2), intermediates)
+                intermediates.append(x if output_fmt == 'NCHW' else x.permute(0, 2, 3, 1))
+        return intermediates if intermediates_only else (x, intermediates)
 
-    @torch.jit.ignore
     def prune_intermediate_layers(
         self,
         indices: int | list[int] = 1,
@@ -148,31 +143,26 @@ class IViTClassifier(nn.Module):
             self.head.reset(0, '', reset_other=True, in_features=self.num_features)
         return take
 
-    @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
         """The last linear layer."""
         return self.head.fc
 
-    @torch.jit.ignore
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new classifier; ``global_pool`` as before if not given."""
         self.num_classes = num_classes
         self.head.reset(num_classes, global_pool)
 
-    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute blocks in the backward pass to save memory."""
         for stage in self.stages:
             stage.with_cp = enable
 
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict:
         """Layers for timm's layer-wise decay: a downsampling goes with the block it feeds."""
         block = r'^stages\.(\d+)' if coarse else r'^stages\.(\d+)\.blocks\.(\d+)'
         downsample = [] if coarse else [(r'^stages\.(\d+)\.downsample', (0,))]
         return dict(stem=r'^stem', blocks=[*downsample, (block, None), (r'^head\.norm', (99999,))])
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """The interaction, which starts at the identity and would be pulled to zero."""
         return {name for name, _ in self.named_parameters() if '.interaction' in name}
@@ -204,7 +194,7 @@ def _create(arch: str, pretrained: bool, **options) -> IViTClassifier:
         f'ivit_{arch}',
         pretrained,
         arch=arch,
-        feature_cfg=dict(out_indices=(0, 1, 2, 3), feature_cls='getter'),
+        feature_cfg=dict(out_indices=(0, 1, 2, 3), feature_cls='getter', flatten_sequential=True),
         **options,
     )
 

@@ -1,14 +1,20 @@
-"""What is kept in memory, and for how long: the attention and the blocks decide it here.
+"""How memory is spent, decided by decorators: the attention and the blocks read as their equations.
 
 At inference on a CPU fresh memory costs more than the arithmetic on it: its pages are mapped on
-first use, and what doesn't fit the cache passes through memory with every operation. In training
-it is the backward pass that keeps tensors alive.
+first use, and what doesn't fit the cache passes through memory with every operation. There methods
+run on a few rows or images at a time. In training it is the backward pass that keeps tensors alive;
+there methods are run again instead. Compilers, tracers and function transforms see the plain graph.
 """
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import wraps
+from itertools import chain
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 from torch.utils.checkpoint import checkpoint
 
 try:
@@ -17,59 +23,103 @@ except ImportError:  # torch before 2.3
     from torch._dynamo import is_compiling
 
 PIECE = 2**20  # elements of a temporary, 4 MiB in fp32
+CACHED = 2**16  # elements of a tensor that elementwise work passes over several times, 256 KiB
+
+Method = Callable[..., Tensor]
 
 
-@torch.jit.unused
 def is_eager(x: Tensor) -> bool:
-    """False for symbolic tensors (fx, export) and under tracers, which must see plain graphs."""
-    return type(x) is Tensor and not torch.jit.is_tracing() and not is_compiling()
+    """Whether a tensor is computed on as the code says, neither traced nor transformed.
+
+    False for symbolic tensors (fx, export), under compilers and tracers, and within the transforms
+    of ``torch.func``, which do not take checkpoints and functions of their own.
+    """
+    return (
+        type(x) is Tensor
+        and not is_compiling()
+        and not torch.jit.is_tracing()
+        and not torch._C._are_functorch_transforms_active()
+    )
 
 
-@torch.jit.unused
 def is_lean(x: Tensor) -> bool:
-    """Whether memory is worth saving: inference on a CPU, outside tracers.
+    """Whether memory is worth saving: inference on a CPU.
 
     The meta device, on which costs are counted, stands for a CPU.
     """
     return not torch.is_grad_enabled() and is_eager(x) and x.device.type in ('cpu', 'meta')
 
 
-def in_pieces(function: Callable[..., Tensor], x: Tensor, width: int, *others: Tensor) -> Tensor:
-    """``function(x, *others)``, at inference on a CPU some slices of x's second axis at a time.
+def _may_split(module: nn.Module, x: Tensor) -> bool:
+    """Whether a module may be given parts of x: whatever hooks are attached get whole tensors."""
+    return (
+        is_lean(x)
+        and not module.training  # masks of stochastic depth are drawn for whole images
+        and not torch_module._has_any_global_hook()
+        and not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+    )
+
+
+def in_pieces(widest: Callable[..., int]) -> Callable[[Method], Method]:
+    """At inference on a CPU, run a method on some slices of its input's second axis at a time.
+
+    For methods (B, rows, ...) -> (B, rows, ...) that treat each row by itself; what they take
+    besides, they get whole.
 
     Args:
-        function: (B, rows, ...) -> (B, rows, ...), each row by itself.
-        x: its first argument.
-        width: elements per row and image of the function's widest temporary.
-        others: what it needs besides, whole.
+        widest: from the method's arguments (without ``self``), elements per row and image of its
+            widest temporary.
     """
-    if not is_lean(x):
-        return function(x, *others)
-    rows = max(1, PIECE // max(1, x.shape[0] * width))
-    if x.shape[1] <= rows:
-        return function(x, *others)
-    return torch.cat([function(piece, *others) for piece in x.split(rows, 1)], 1)
+
+    def decorate(method: Method) -> Method:
+        @wraps(method)
+        def run(self: nn.Module, x: Tensor, *others: Tensor) -> Tensor:
+            if not _may_split(self, x):
+                return method(self, x, *others)
+            rows = max(1, PIECE // max(1, x.shape[0] * widest(x, *others)))
+            if x.shape[1] <= rows:
+                return method(self, x, *others)
+            return torch.cat([method(self, piece, *others) for piece in x.split(rows, 1)], 1)
+
+        return run
+
+    return decorate
 
 
-def by_images(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """``function(x)``, at inference on a CPU as many images at a time as fit a piece.
+def by_images(method: Method) -> Method:
+    """At inference on a CPU, run a method (B, ...) -> (B, ...) on as many images as fit a piece."""
 
-    Args:
-        function: (B, ...) -> (B, ...), each image by itself.
-        x: its argument.
+    @wraps(method)
+    def run(self: nn.Module, x: Tensor) -> Tensor:
+        if not _may_split(self, x):
+            return method(self, x)
+        images = max(1, PIECE // max(1, x.shape[1:].numel()))
+        if x.shape[0] <= images:
+            return method(self, x)
+        return torch.cat([method(self, piece) for piece in x.split(images)])
+
+    return run
+
+
+def recomputed(method: Method) -> Method:
+    """In training, keep only a method's inputs for the backward pass, and run it again there.
+
+    Up to the last operation that needs what was made on the way: a product at the method's end is
+    not repeated. Random numbers are drawn as the first time, for what may be attached to layers
+    (the dropout of an adapter).
     """
-    if not is_lean(x):
-        return function(x)
-    images = max(1, PIECE // max(1, x[0].numel()))
-    if x.shape[0] <= images:
-        return function(x)
-    return torch.cat([function(piece) for piece in x.split(images)])
+
+    @wraps(method)
+    def run(self: nn.Module, *inputs: Tensor) -> Tensor:
+        if self.training and is_eager(inputs[0]):
+            return checkpoint(method, self, *inputs, use_reentrant=False)
+        return method(self, *inputs)
+
+    return run
 
 
-def recompute(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """``function(*inputs)`` for training: only the inputs are kept for the backward pass.
-
-    What the function made on the way is remade then, up to the last operation that needs it:
-    a product at the end of the function is not repeated.
-    """
-    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+def cached(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Parts of tensors of one shape, on a CPU small enough to stay in the cache meanwhile."""
+    if tensors[0].device.type != 'cpu' or not all(t.is_contiguous() for t in tensors):
+        return chain((tensors,))
+    return zip(*(t.view(-1).split(CACHED) for t in tensors))

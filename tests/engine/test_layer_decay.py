@@ -17,8 +17,8 @@ RATE = 0.8
 
 def test_depth_of_every_parameter():
     model = IViT('nano')  # depths 2, 2, 4, 2
-    depth = {name: model.layer_depth(name) for name, _ in model.named_parameters()}
-    assert model.num_layers == 10
+    depth = {name: model.get_layer_depth(name)[0] for name, _ in model.named_parameters()}
+    assert {model.get_layer_depth(name)[1] for name in depth} == {12}  # 10 blocks
     assert depth['stem.conv.weight'] == 0
     assert depth['stages.0.blocks.0.norm1.weight'] == 1
     assert depth['stages.0.blocks.1.mlp.fc1.weight'] == 2
@@ -60,7 +60,7 @@ def test_groups_cover_every_parameter_once(name, frozen_stages):
             0 if undecayed else cfg.optim_wrapper.optimizer.weight_decay
         )
         if name.startswith('backbone.'):
-            depth = model.backbone.layer_depth(name.removeprefix('backbone.'))
+            depth, _ = model.backbone.get_layer_depth(name, 'backbone.')
             rates.setdefault(depth, set()).add(group['lr'])
         else:
             assert group['lr'] == base

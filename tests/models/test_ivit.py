@@ -11,7 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 from mmivit.analysis.benchmark import saved_bytes
 from mmivit.models import IViT
-from mmivit.models.ivit import ARCHITECTURES, Block, DropPath, Mlp, SepConv, squared_relu
+from mmivit.models.ivit import ARCHITECTURES
+from mmivit.models.layers import Block, DropPath, Mlp, SepConv, StarReLU
 
 TORCH_CAT = torch.cat
 
@@ -53,7 +54,7 @@ def test_pieces_do_not_change_the_result(monkeypatch):
     splits = []
     monkeypatch.setattr('mmivit.models.memory.PIECE', 3000)
     monkeypatch.setattr(
-        'mmivit.models.ivit.torch.cat',
+        'mmivit.models.memory.torch.cat',
         lambda pieces, dim=0: splits.append(len(pieces)) or TORCH_CAT(pieces, dim),
     )
     with torch.no_grad():
@@ -63,10 +64,22 @@ def test_pieces_do_not_change_the_result(monkeypatch):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
-def test_squared_relu_and_its_gradient():
-    x = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
-    torch.testing.assert_close(squared_relu(x), x.relu() ** 2)
-    assert torch.autograd.gradcheck(squared_relu, x)
+@pytest.mark.parametrize('size', [(4, 5), (3, 70_000)])
+def test_star_relu_and_its_gradients(size):
+    """Of scalars too, and of more numbers than are worked on at a time."""
+    torch.manual_seed(0)
+    module = StarReLU().double()
+    with torch.no_grad():
+        module.scale.fill_(-0.7)
+        module.bias.fill_(0.3)
+    x = torch.randn(size, dtype=torch.float64, requires_grad=True)
+    weight, inputs = torch.randn_like(x), (x, module.scale, module.bias)
+    found = module(x)
+    expected = module.scale * x.relu() ** 2 + module.bias
+    torch.testing.assert_close(found, expected)
+    gradients = (torch.autograd.grad((y * weight).sum(), inputs) for y in (found, expected))
+    for one, other in zip(*gradients):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize('mixer', ['convolution', 'mlp'])
@@ -88,7 +101,7 @@ def test_stages_compile_whole_and_for_any_size(index):
     compiled = torch.compile(stage, backend='eager', fullgraph=True, dynamic=True)
     with torch.no_grad():
         for size in ((16, 16), (17, 30), (40, 9)):
-            tokens = torch.randn(2, *size, 8 * index)
+            tokens = torch.randn(2, 8 * index, *size)
             torch.testing.assert_close(stage(tokens), compiled(tokens), rtol=1e-4, atol=1e-5)
     assert torch._dynamo.utils.counters['stats']['unique_graphs'] <= 2  # not one per size
 
@@ -162,6 +175,33 @@ def test_out_indices(out_indices):
 @pytest.mark.parametrize('in_channels', [1, 4])
 def test_in_channels(in_channels):
     assert IViT('nano', in_channels=in_channels)(torch.randn(1, in_channels, 64, 64))
+
+
+@pytest.mark.parametrize(('output_stride', 'side'), [(8, 16), (16, 8), (32, 4)])
+def test_output_stride(output_stride, side):
+    model = IViT('nano', output_stride=output_stride).eval()
+    assert model.out_strides == [min(stride, output_stride) for stride in (4, 8, 16, 32)]
+    maps = model(torch.randn(1, 3, 128, 128))
+    assert [128 // y.shape[2] for y in maps] == model.out_strides
+    assert maps[3].shape == (1, 256, side, side)
+    plain = IViT('nano').eval()
+    plain.load_state_dict(model.state_dict())  # the same weights
+
+
+def test_layer_depths_are_as_mmpretrain_names_them():
+    model = IViT('nano')  # 2 + 2 + 4 + 2 blocks
+    depths = {
+        'stem.conv.weight': 0,
+        'stages.0.blocks.0.norm1.weight': 1,
+        'stages.1.downsample.conv.weight': 3,
+        'stages.1.blocks.1.mlp.fc1.weight': 4,
+        'stages.3.blocks.1.token_mixer.qkv.weight': 10,
+        'norm3.weight': 11,
+    }
+    assert {name: model.get_layer_depth(name) for name in depths} == {
+        name: (depth, 12) for name, depth in depths.items()
+    }
+    assert model.get_layer_depth('backbone.norm0.weight', 'backbone.') == (11, 12)
 
 
 def test_arch_as_a_dict():
