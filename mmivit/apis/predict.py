@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mmivit.apis.launch import innermost_datasets, read_config, read_loadable
-from mmivit.datasets.images import MOST_PIXELS, check_image
+from mmivit.datasets.vetting import MOST_PIXELS, check_image
 from mmivit.errors import CheckpointError
 from mmivit.models.loading import check_fits
 from mmivit.utils.files import RefusedFile, check_regular, write_whole

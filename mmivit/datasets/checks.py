@@ -30,7 +30,7 @@ from mmivit.datasets.coco_file import (
     category_findings,
     usable_entries,
 )
-from mmivit.datasets.images import IMAGE_FORMATS, check_image
+from mmivit.datasets.vetting import IMAGE_FORMATS, check_image
 from mmivit.errors import LaunchError
 from mmivit.utils.text import printable
 

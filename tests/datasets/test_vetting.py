@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from mmivit.datasets.images import MOST_PIXELS, check_image
+from mmivit.datasets.vetting import MOST_PIXELS, check_image
 
 
 @pytest.mark.parametrize('suffix', ['png', 'jpg', 'bmp', 'tif', 'webp', 'ppm', 'gif', 'jp2'])
