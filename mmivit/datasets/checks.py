@@ -30,9 +30,9 @@ from mmivit.datasets.coco_file import (
     category_findings,
     usable_entries,
 )
+from mmivit.datasets.vetting import IMAGE_FORMATS, check_image
 from mmivit.errors import LaunchError
 from mmivit.utils.text import printable
-from mmivit.weights.vetting import IMAGE_FORMATS, check_image
 
 SPLITS = ('train', 'val', 'test')
 EXAMPLES = 3  # kept of each kind; the rest is counted
