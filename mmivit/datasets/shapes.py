@@ -155,7 +155,10 @@ def _write_split(root: Path, split: str, count: int, spec: ShapesSpec, index: in
         info=dict(description='mmivit shapes', **spec.describe()),
         images=[],
         annotations=[],
-        categories=[dict(id=i + 1, name=name) for i, name in enumerate(spec.classes)],
+        categories=[
+            dict(id=i + 1, name=name, supercategory='beacon' if name in BEACONS else 'shape')
+            for i, name in enumerate(spec.classes)
+        ],
     )
     for number in tqdm(range(count), desc=f'drawing {split}', mininterval=2):
         rng = np.random.default_rng((spec.seed, index, number))
