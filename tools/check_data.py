@@ -10,7 +10,7 @@ import sys
 
 from mmengine.config import DictAction
 
-from mmivit.datasets.checks import SPLITS, check_datasets
+from mmivit.apis.check_data import SPLITS, check_datasets
 from mmivit.errors import LaunchError
 
 
