@@ -13,14 +13,15 @@ from pathlib import Path
 import cv2
 import mmcv
 import numpy as np
-from mmengine.config import Config
 from torch import Tensor, nn
 
 from mmivit.analysis.attention_maps import attention_inputs, effective_map, kind_of, landmark_maps
+from mmivit.apis.config import read_config
+from mmivit.apis.inferencers import load_inferencer
 from mmivit.errors import CheckpointError
 from mmivit.models.attention import ATTENTIONS, MHSA, DecomposedMHSA, build_attention
 from mmivit.utils.files import check_absent, write_whole
-from mmivit.weights.checkpoint import naming, read_checkpoint
+from mmivit.weights.checkpoint import naming
 from mmivit.weights.sources import fetch
 
 # Where a token looks: the stem's (7x7, stride 4, padding 2) and the downsamplings' (3x3, stride 2,
@@ -129,7 +130,8 @@ def show_attention(
     Raises:
         FileNotFoundError: the image, the config or the checkpoint is missing.
         FileExistsError: a file to be written exists and ``force`` is off.
-        CheckpointError: the checkpoint is unsafe, unreadable, or of something else.
+        LaunchError: the config cannot be read, or is neither mmdet's nor mmseg's.
+        CheckpointError: the checkpoint is unsafe, unreadable, or of another model.
         ValueError: the image cannot be read, a point lies outside it, no layer has such a name,
             the model has no attention of ours, or it is of another kind than those above.
     """
@@ -317,16 +319,7 @@ def _chosen(found: dict[str, tuple[MHSA, Tensor]], wanted: Sequence[str]) -> lis
 
 def _load_config(config: str, checkpoint: str, photo: np.ndarray) -> tuple[nn.Module, View]:
     """The model of an mmdet or mmseg config, and what its test pipeline makes of a BGR image."""
-    cfg = Config.fromfile(config)
-    scope = cfg.get('default_scope')
-    if scope == 'mmdet':
-        from mmdet.apis import DetInferencer as Inferencer
-    elif scope == 'mmseg':
-        from mmseg.apis import MMSegInferencer as Inferencer
-    else:
-        raise ValueError(f'{config}: default_scope is {scope!r}; it must be mmdet or mmseg')
-    read_checkpoint(checkpoint)  # refuses what is no safe checkpoint, in its own words
-    inferencer = Inferencer(cfg, checkpoint, device='cpu')
+    inferencer, _ = load_inferencer(read_config(config), checkpoint, 'cpu')
     data = inferencer.collate_fn([inferencer.pipeline(photo)])
     data = inferencer.model.data_preprocessor(data, False)
     scale = data['data_samples'][0].metainfo.get('scale_factor', (1.0, 1.0))
