@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 import torch
 from mmengine.config import Config
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import DefaultScope
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from mmivit.apis.config import check_scope
+from mmivit.apis.models import build_model
 from mmivit.models.ivit import ARCHITECTURES, IViT
 
 try:
@@ -87,10 +88,11 @@ def config_cost(cfg: Config, size: tuple[int, int] | None = None, **options) -> 
         options: further arguments of the backbone, in place of the config's.
 
     Raises:
-        ValueError: the config's default_scope is neither mmdet nor mmseg.
+        LaunchError: the config's default_scope is neither mmdet nor mmseg.
     """
-    size = size or SIZES[_scope(cfg)]
-    device = 'cpu' if _scope(cfg) == 'mmdet' else 'meta'
+    scope = check_scope(cfg)
+    size = size or SIZES[scope]
+    device = 'cpu' if scope == 'mmdet' else 'meta'
     cfg = copy.deepcopy(cfg)
     cfg.model.backbone.update(options)
     return count_cost(*build_pass(cfg, size, device))
@@ -107,16 +109,12 @@ def build_pass(
         device: where both are made.
 
     Raises:
-        ValueError: the config's default_scope is neither mmdet nor mmseg.
+        LaunchError: the config's default_scope is neither mmdet nor mmseg.
     """
-    scope = _scope(cfg)
-    with (
-        torch.random.fork_rng(devices=[]),
-        torch.device(device),
-        DefaultScope.overwrite_default_scope(scope),
-    ):
+    scope = check_scope(cfg)
+    with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(0)
-        model = revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model)))
+        model = build_model(cfg, device)
         image = torch.rand(1, 3, *size)
     arguments = (image,)
     if scope == 'mmdet':
@@ -130,12 +128,4 @@ def build_pass(
         with torch.device(device), DefaultScope.overwrite_default_scope(scope):
             return model(*arguments, mode='tensor')
 
-    model.eval()
     return model, forward
-
-
-def _scope(cfg: Config) -> str:
-    scope = cfg.get('default_scope')
-    if scope not in SIZES:
-        raise ValueError(f'default_scope is {scope!r}; it must be one of {", ".join(SIZES)}')
-    return scope
