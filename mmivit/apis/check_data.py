@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
-from mmivit.apis.launch import check_data, innermost_datasets, read_config
+from mmivit.apis.config import check_paths, innermost_datasets, read_config
 from mmivit.datasets.checks import check_dataset
 from mmivit.datasets.report import DataReport
 from mmivit.errors import LaunchError
@@ -36,7 +36,7 @@ def check_datasets(
             raise LaunchError(
                 f'{config} has no {split}_dataloader; it has those of: {", ".join(present) or "-"}'
             )
-    check_data(cfg, tuple(splits or present))
+    check_paths(cfg, tuple(splits or present))
     nodes: dict[str, tuple[dict, dict[str, None]]] = {}
     for split in splits or present:
         for node in innermost_datasets(cfg[f'{split}_dataloader']):
