@@ -12,8 +12,9 @@ import mmcv
 import numpy as np
 from PIL import Image
 
+from mmivit.datasets.vetting import MOST_PIXELS, check_image
+from mmivit.utils.files import RefusedFile, check_regular
 from mmivit.utils.text import printable
-from mmivit.weights.vetting import MOST_PIXELS, RefusedFile, check_image, check_regular
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
 

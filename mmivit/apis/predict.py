@@ -17,9 +17,8 @@ from tqdm import tqdm
 from mmivit.apis.config import check_scope, read_config
 from mmivit.apis.images import find_images, read_image
 from mmivit.apis.inferencers import Detector, Segmentor
-from mmivit.utils.files import write_whole
+from mmivit.utils.files import RefusedFile, write_whole
 from mmivit.utils.text import printable
-from mmivit.weights.vetting import RefusedFile
 
 MAX_JPEG = 65_500  # pixels a side, in OpenCV
 
