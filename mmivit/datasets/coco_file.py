@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
+from mmivit.datasets.report import Finding
+
 TOLERANCE = 1.0  # pixels by which boxes and polygons may pass the border: rounding
-
-
-class Finding(NamedTuple):
-    """A problem to mend, or else a note; kinds are counted, so what differs goes into where."""
-
-    kind: str
-    where: str
-    problem: bool = True
 
 
 def _is_id(value: object) -> bool:

@@ -1,427 +1,52 @@
-"""Faults put into a drawn data set, each of them found, counted and named."""
+"""Which check a class of data sets gets."""
 
-import json
-import struct
-import zlib
+import subprocess
+import sys
 
-import cv2
-import numpy as np
-import pytest
-from mmcv.transforms import LoadImageFromFile
-from mmengine.config import Config
-from PIL import Image
-from pycocotools import mask as rle
+from mmdet.datasets import BaseSegDataset as DetectionSegDataset
+from mmdet.datasets import CocoDataset, LVISV1Dataset, XMLDataset
+from mmengine.dataset import BaseDataset
+from mmseg.datasets import ADE20KDataset, BaseSegDataset
 
-from mmivit.datasets import checks
-from mmivit.datasets.checks import check_datasets
-from mmivit.datasets.coco_file import unpack_runs
-from mmivit.datasets.shapes import ShapesSpec, write_dataset
-from mmivit.errors import LaunchError
-from tests.apis.test_predict import SWOLLEN_PNG
-from tests.conftest import CONFIGS, run_tool
-
-DETECTION = CONFIGS / 'mask_rcnn_ivit_shapes.py'
-SEGMENTATION = CONFIGS / 'upernet_ivit_shapes.py'
-IMAGES = 'data/shapes/images/training'
-LABELS = 'data/shapes/annotations/training'
-COCO = 'data/shapes/annotations/instances_training.json'
-TRAIN = 16
+from mmivit.datasets.checks import find_check
+from mmivit.datasets.coco import check_coco
+from mmivit.datasets.label_maps import check_label_maps
 
 
-@pytest.fixture
-def workspace(tmp_path, monkeypatch):
-    write_dataset(tmp_path / 'data/shapes', ShapesSpec(train=TRAIN, val=2, size=32))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+class OwnClasses(CocoDataset):
+    METAINFO = dict(classes=('cat', 'dog'))
 
 
-def check(config, splits=('train',), **options):
-    (report,) = check_datasets(str(config), splits, options)
-    return report
+class OwnFilter(OwnClasses):
+    def filter_data(self):
+        return self.data_list
 
 
-def edit(path, change):
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
+class OwnParsing(OwnClasses):
+    def parse_data_info(self, raw_data_info):
+        return super().parse_data_info(raw_data_info)
 
 
-def found(report, kind):
-    """How many of the one kind whose name contains this, and the examples."""
-    counts = report.problems + report.notes
-    (name,) = [name for name in counts if kind in name]
-    return counts[name], ' '.join(report.examples[name])
+class Namesake:
+    class CocoDataset(BaseDataset):
+        """Only named as mmdet's."""
 
 
-def header_of_png(width, height):
-    chunks = [(b'IHDR', struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)), (b'IEND', b'')]
-    packed = [
-        struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
-        for name, data in chunks
-    ]
-    return b'\x89PNG\r\n\x1a\n' + b''.join(packed)
+def test_data_sets_get_their_check_by_class():
+    assert find_check(CocoDataset) is find_check(OwnClasses) is find_check(OwnFilter) is check_coco
+    for kind in (BaseSegDataset, ADE20KDataset, DetectionSegDataset):
+        assert find_check(kind) is check_label_maps
+    for kind in (XMLDataset, LVISV1Dataset, OwnParsing, Namesake.CocoDataset):
+        assert find_check(kind) is None
 
 
-def test_sound_sets_from_another_directory_end_with_zero(workspace, tmp_path):
-    elsewhere = tmp_path / 'elsewhere'
-    elsewhere.mkdir()
-    root = f'data_root={workspace}/data/shapes/'
-    for config in (DETECTION, SEGMENTATION):
-        options = [f'{split}_dataloader.dataset.{root}' for split in ('train', 'val', 'test')]
-        done = run_tool('check_data.py', config, '--cfg-options', *options, cwd=elsewhere)
-        assert done.returncode == 0, done.stderr
-        assert f'training{".json" * (config == DETECTION)}, 16 images: 0 problems' in done.stdout
-        assert done.stdout.count('val, test:') == 1  # one data set, read once
-        assert '16/16' in done.stderr
-
-
-def test_problems_end_with_one_and_bad_usage_with_two(workspace):
-    (workspace / IMAGES / '000003.jpg').unlink()
-    done = run_tool('check_data.py', DETECTION, '--split', 'train', cwd=workspace)
-    assert done.returncode == 1
-    assert 'problem: 1 images missing' in done.stdout
-    assert f'{IMAGES}/000003.jpg' in done.stdout
-    assert 'val' not in done.stdout
-    done = run_tool('check_data.py', 'nowhere.py', cwd=workspace)
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith('check_data: config: no file nowhere.py')
-    done = run_tool('train.py', '--help', cwd=workspace)
-    assert 'tools/check_data.py CONFIG' in done.stdout
-
-
-def test_what_cannot_be_looked_at(workspace):
-    (workspace / 'empty.py').write_text('train_dataloader = None\n')
-    with pytest.raises(LaunchError, match='no train_dataloader'):
-        check_datasets('empty.py')
-    with pytest.raises(LaunchError, match='no val_dataloader'):
-        check_datasets('empty.py', ['val'])
-    with pytest.raises(LaunchError, match='Nothing'):
-        check(DETECTION, **{'train_dataloader.dataset.type': 'Nothing'})
-    with pytest.raises(LaunchError, match=r'check_data\.py CONFIG'):
-        check(DETECTION, **{'train_dataloader.dataset.ann_file': 'none.json'})
-    report = check(DETECTION, **{'train_dataloader.dataset.type': 'XMLDataset'})
-    assert found(report, 'data sets that are not read') == (1, 'XMLDataset')
-    report = check(DETECTION, **{'train_dataloader.dataset.metainfo.classes': 'cat'})
-    assert found(report, 'one text')[0] == 1
-
-
-def test_wrappers_are_looked_through(workspace):
-    cfg = Config.fromfile(DETECTION)
-    part = dict(cfg.train_dataloader.dataset)
-    other = dict(part, data_prefix=dict(img='images/validation/'))
-    inner = dict(type='ConcatDataset', datasets=[part, other, part])
-    cfg.train_dataloader.dataset = dict(type='RepeatDataset', times=3, dataset=inner)
-    cfg.dump('wrapped.py')
-    sound, wrong = check_datasets('wrapped.py', ['train'])
-    assert not sound.problems
-    assert found(wrong, 'images missing')[0] == TRAIN - 2
-
-
-def test_a_png_with_a_swollen_part_does_not_reach_the_loader(tmp_path):
-    (tmp_path / 'a.png').write_bytes(SWOLLEN_PNG)
-    picture = checks._check_image(str(tmp_path / 'a.png'), load_image=None)
-    assert [finding.kind for finding in picture.found] == ['images truncated or corrupt']
-
-
-@pytest.mark.parametrize('config', [DETECTION, SEGMENTATION])
-def test_images(workspace, config):
-    def path(number):
-        return workspace / IMAGES / f'{number:06d}.jpg'
-
-    images = [Image.open(path(number)).copy() for number in range(11)]
-    whole = path(0).read_bytes()
-    path(0).write_bytes(b'')
-    path(1).write_bytes(b'GIF, or is it?')
-    path(2).write_bytes(whole[: len(whole) // 2])
-    path(3).write_bytes(header_of_png(1_000_000, 1_000_000))
-    path(4).write_bytes(header_of_png(10_000, 9_000))
-    images[5].crop((0, 0, 1, 1)).save(path(5))
-    images[6].convert('L').save(path(6))
-    images[7].convert('CMYK').save(path(7))
-    images[8].convert('RGBA').save(path(8), 'PNG')
-    deep = np.asarray(images[9])[..., ::-1].astype(np.uint16) * 256
-    path(9).write_bytes(cv2.imencode('.png', deep)[1].tobytes())
-    turned = images[10].resize((32, 40))
-    exif = turned.getexif()
-    exif[0x0112] = 6
-    turned.save(path(10), exif=exif)
-    report = check(config)
-    for kind, number in [
-        ('images empty (0 bytes)', 0),
-        ('images that are no image', 1),
-        ('images truncated or corrupt', 2),
-        ('images under 31 px', 5),
-        ('grey images, loaded as 3 channels of uint8', 6),
-        ('CMYK images, loaded as 3 channels of uint8', 7),
-        ('RGBA images, loaded as 3 channels of uint8', 8),
-        ('16-bit images, loaded as 3 channels of uint8', 9),
-        ('EXIF orientation', 10),
-    ]:
-        count, where = found(report, kind)
-        assert count == 1, kind
-        assert path(number).name in where
-    assert found(report, 'images enormous')[0] == 2
-    assert '10000 x 9000' in found(report, 'images enormous')[1]
-    assert 'orientation 6, loaded as 40 x 32' in found(report, 'EXIF')[1]
-    assert sum(report.notes.values()) == 5
-    if config == DETECTION:
-        count, where = found(report, 'another size than the annotation file states')
-        assert count == 2  # 1 x 1, and the turned one
-        assert '32 x 32 stated, 40 x 32 loaded' in where
-    else:
-        assert found(report, 'another size than the image')[0] == 2
-
-
-def test_what_the_report_says_of_the_loader(workspace):
-    """mmcv's loader repeats grey, drops alpha, keeps the high byte and follows EXIF."""
-    load = LoadImageFromFile()
-    grey = np.random.default_rng(0).integers(0, 256, (32, 40), np.uint8)
-    Image.fromarray(grey).save('grey.png')
-    Image.fromarray(np.dstack([grey] * 3 + [0 * grey]), 'RGBA').save('alpha.png')
-    cv2.imwrite('deep.png', grey.astype(np.uint16) * 256 + 77)
-    for name in ('grey.png', 'alpha.png', 'deep.png'):
-        assert (load(dict(img_path=name))['img'] == grey[..., None]).all()
-    image = Image.fromarray(np.dstack([grey] * 3))
-    image.convert('CMYK').save('cmyk.tif')
-    assert (load(dict(img_path='cmyk.tif'))['img'] == grey[..., None]).all()
-    exif = image.getexif()
-    exif[0x0112] = 6
-    image.save('turned.jpg', exif=exif)
-    assert load(dict(img_path='turned.jpg'))['img'].shape == (40, 32, 3)
-
-
-def test_a_loader_that_fails(workspace):
-    loader = dict(type='LoadImageFromFile', imdecode_backend='none')
-    report = check(SEGMENTATION, **{'train_dataloader.dataset.pipeline': [loader]})
-    count, where = found(report, 'images that the pipeline fails to load')
-    assert count == TRAIN
-    assert 'none is not supported' in where
-    assert len(report.problems) == 1  # label maps are not asked for
-
-
-def test_a_sound_coco_file_with_polygons_and_plain_run_lengths(workspace):
-    def change(content):
-        for annotation in content['annotations'][::2]:
-            x, y, w, h = annotation['bbox']
-            annotation['segmentation'] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
-        packed = content['annotations'][1]['segmentation']
-        packed['counts'] = unpack_runs(packed['counts'])
-
-    edit(workspace / COCO, change)
-    assert not check(DETECTION).problems
-
-
-def test_annotations(workspace):
-    def change(content):
-        entries = content['annotations']
-        broken = iter(entries)
-
-        def take(**values):
-            entry = next(broken)
-            entry.update(values)
-            return entry['id']
-
-        short = entries[7]['segmentation']['counts'][:-2]
-        small = rle.encode(np.ones((8, 8), np.uint8, order='F'))['counts'].decode()
-        nothing = rle.encode(np.zeros((32, 32), np.uint8, order='F'))['counts'].decode()
-        x = entries[0]['bbox']
-        box = dict(bbox=[4, 4, 8, 8])
-        expected.update(
-            {
-                'an unknown category': [take(category_id=99)],
-                'an unknown image': [take(image_id=99)],
-                'zero or negative size': [
-                    take(bbox=[*x[:2], 0, 5]),
-                    take(bbox=[*x[:2], 5, -3]),
-                ],
-                'boxes reaching outside': [
-                    take(bbox=[-9, 0, 12, 12]),
-                    take(bbox=[20, 20, 20, 4]),
-                ],
-                'of no area': [take(**box, area=0)],
-                'run-length masks that are broken': [
-                    take(segmentation=dict(size=[32, 32], counts=short)),
-                    take(segmentation=dict(size=[32, 32], counts='\x00é')),
-                    take(segmentation=dict(size=[32, 32], counts='o' * 10**5)),
-                    take(segmentation=dict(size=[32, 32], counts=[1, -1, 1024])),
-                    take(segmentation=dict(size=[32, 32], counts=None)),
-                ],
-                'run-length masks of another size': [
-                    take(segmentation=dict(size=[8, 8], counts=small)),
-                    take(segmentation=dict(size=[10**9, 10**9], counts=small)),
-                ],
-                'run-length masks without a pixel': [
-                    take(segmentation=dict(size=[32, 32], counts=nothing))
-                ],
-                'without the mask': [take(segmentation=[])],
-                'three points or more': [
-                    take(segmentation=[[]]),
-                    take(segmentation=[[1, 2, 3, 4]]),
-                    take(segmentation=[[1, 2, 3, 4, 5, 6, 7]]),
-                    take(segmentation=[[1, 2, 3, 4, 5, 'six']]),
-                ],
-                'polygons without area': [take(segmentation=[[1, 1, 5, 5, 9, 9]])],
-                'polygons reaching outside': [take(segmentation=[[1, 1, 1e8, 1, 9, 9]])],
-                'neither polygons nor run lengths': [take(segmentation='mask')],
-                'boxes under a pixel': [take(bbox=[4, 4, 0.5, 3])],
-            }
-        )
-
-    expected = {}
-    edit(workspace / COCO, change)
-    report = check(DETECTION)
-    for kind, ids in expected.items():
-        count, where = found(report, kind)
-        assert count == len(ids), kind
-        assert all(f'annotation {number}' in where for number in ids[:3])
-    assert sum(report.problems.values()) == sum(map(len, expected.values())) - 1
-    assert sum(report.notes.values()) == 1
-
-
-def test_entries_of_a_coco_file(workspace):
-    def change(content):
-        images, annotations = content['images'], content['annotations']
-        images[1]['id'] = images[0]['id']
-        del images[2]['height']
-        images[3]['width'] = float('nan')
-        images[4] = None
-        images[5]['file_name'] = '../\x1b[2J\ud800.jpg'
-        images[6]['width'] = 33
-        annotations[0]['id'] = annotations[1]['id']
-        annotations[2]['bbox'] = [1, 2, float('inf'), 4]
-        annotations[3]['image_id'] = ['a list']
-        del annotations[4]['area']
-        content['categories'].append(dict(id=9, name='hexagon'))
-        content['annotations'] = [a for a in annotations if a['image_id'] != images[7]['id']]
-
-    edit(workspace / COCO, change)
-    report = check(DETECTION)
-    for kind, count in [
-        ('images with a duplicate id', 1),
-        ("images with 'height' missing", 2),
-        ("images with 'width' missing", 2),
-        ("images with 'file_name' missing", 1),
-        ('annotations with a duplicate id', 1),
-        ("annotations with 'bbox' missing", 1),
-        ("annotations with 'image_id' missing", 1),
-        ("annotations with 'area' missing", 1),
-        ('images missing', 1),
-        ('than the annotation file states', 1),
-        ('categories that are no class', 1),
-    ]:
-        assert found(report, kind)[0] == count, kind
-    assert found(report, 'without an annotation')[0] >= 1
-    assert '\x1b' not in str(report)
-    assert '\\ud800' in str(report)
-
-
-@pytest.mark.parametrize(
-    ('text', 'kind'),
-    [
-        ('not JSON', 'not JSON'),
-        ('[' * 100_000, 'not JSON'),
-        ('\xff', 'not JSON'),
-        ('[]', 'lists missing'),
-        ('{"images": 5, "annotations": {}}', 'lists missing'),
-        ('{"images": [], "annotations": [], "categories": []}', 'without usable'),
-    ],
-)
-def test_files_that_are_no_coco_files(workspace, text, kind):
-    (workspace / COCO).write_bytes(text.encode('latin-1'))
-    report = check(DETECTION)
-    assert any(kind in name for name in report.problems)
-
-
-@pytest.mark.parametrize(('split', 'faults'), [('test', 0), ('val', 1)])
-def test_only_a_test_set_may_have_no_annotations(workspace, split, faults):
-    edit(workspace / COCO.replace('training', 'validation'), lambda c: c.pop('annotations'))
-    report = check(DETECTION, (split,))
-    assert report.problems.total() == faults
-    assert found(report, 'without an annotation')[0] == report.images == 2
-
-
-def test_classes_and_categories(workspace):
-    def change(content):
-        content['categories'][0]['name'] = 'Circle'
-        content['annotations'] = [a for a in content['annotations'] if a['category_id'] != 2]
-
-    edit(workspace / COCO, change)
-    report = check(DETECTION)
-    kind = 'classes of the config that no category'
-    assert found(report, kind) == (1, 'circle')
-    assert found(report, 'categories that are no class') == (1, 'Circle')
-    assert found(report, 'never annotated') == (2, 'circle square')
-    assert 'never annotated' in str(report.problems)
-    # Rare classes may be missing where one only evaluates.
-    edit(workspace / COCO.replace('training', 'validation'), change)
-    assert 'never annotated' in str(check(DETECTION, ['val']).notes)
-
-
-def test_classes_in_another_order_than_the_categories(workspace):
-    edit(workspace / COCO, lambda content: content['categories'].reverse())
-    count, where = found(check(DETECTION), 'another order')
-    assert count == 1
-    assert "classes=('cross', 'star', 'triangle', 'square', 'circle')" in where
-
-
-def test_two_categories_of_one_name(workspace):
-    edit(workspace / COCO, lambda content: content['categories'].append(dict(id=9, name='star')))
-    report = check(DETECTION)
-    assert found(report, 'of the same name') == (1, 'star')
-    assert len(report.problems) == 1
-
-
-def test_label_maps(workspace):
-    def path(number):
-        return workspace / LABELS / f'{number:06d}.png'
-
-    labels = [np.array(Image.open(path(number))) for number in range(8)]
-    path(0).unlink()
-    path(1).write_bytes(path(1).read_bytes()[:60])
-    Image.fromarray(labels[2][:20]).save(path(2))
-    Image.fromarray(np.dstack([labels[3]] * 3)).save(path(3))
-    Image.fromarray(labels[4].astype(np.uint16)).save(path(4))
-    # 0 and 255 are ignored, 6 is the last of six classes
-    labels[5][0, :5] = 0, 255, 6, 7, 254
-    Image.fromarray(labels[5]).save(path(5))
-    palette = Image.fromarray(labels[6], 'P')
-    palette.putpalette(bytes(range(256)) * 3)
-    palette.save(path(6))
-    path(7).write_bytes(header_of_png(20_000, 20_000))
-    report = check(SEGMENTATION)
-    for kind, count, where in [
-        ('label maps missing', 1, '000000.png'),
-        ('label maps truncated', 1, '000001.png'),
-        ('another size than the image', 1, '000002.png: 32 x 20, image 32 x 32'),
-        ('not 8-bit with a single channel', 2, '000003.png: mode RGB'),
-        ('none of the 6 classes', 1, '000005.png: 7, 254'),
-        ('label maps enormous', 1, '000007.png'),
-    ]:
-        assert found(report, kind)[0] == count, kind
-        assert where in found(report, kind)[1]
-    assert sum(report.problems.values()) == 7
-    assert not report.notes
-    (workspace / IMAGES / '000009.jpg').unlink()
-    kind = 'label maps without an image'
-    assert found(check(SEGMENTATION), kind) == (1, f'{LABELS}/000009.png')
-
-
-def test_labels_without_reduce_zero_label(workspace):
-    report = check(SEGMENTATION, **{'train_dataloader.dataset.reduce_zero_label': False})
-    assert ': 6' in found(report, 'none of the 6 classes')[1]
-
-
-def test_a_folder_without_images_of_the_suffix(workspace):
-    report = check(SEGMENTATION, **{'train_dataloader.dataset.img_suffix': '.jpeg'})
-    assert found(report, 'without an image named *.jpeg')[1].endswith("holds {'.jpg': 16}")
-    assert len(report.problems) == 1
-
-
-def test_run_lengths_are_unpacked_as_pycocotools_packs_them():
-    rng = np.random.default_rng(0)
-    for size in (1, 7, 300):
-        for share in (0, 0.01, 0.5, 1):
-            mask = rng.random((size, size + 2)) < share
-            runs = unpack_runs(rle.encode(np.asfortranarray(mask, np.uint8))['counts'].decode())
-            values = np.arange(len(runs)) % 2
-            assert (np.repeat(values, runs).reshape(mask.shape, order='F') == mask).all()
+def test_one_of_mmdet_and_mmseg_is_enough():
+    code = """
+import sys
+sys.modules['mmdet'] = None
+from mmivit.datasets.checks import check_label_maps, find_check
+assert 'mmseg' not in sys.modules
+from mmseg.datasets import BaseSegDataset
+assert find_check(BaseSegDataset) is check_label_maps
+"""
+    subprocess.run([sys.executable, '-c', code], check=True)

@@ -70,6 +70,9 @@ def test_hard_mode_is_deterministic_and_read_by_stock_coco(tmp_path):
         pipeline=[],
     )
     assert len(coco) == HARD.train
+    file = COCO(str(tmp_path / 'once/annotations/instances_training.json'))
+    beacons = file.loadCats(file.getCatIds(supNms=['beacon']))
+    assert [category['name'] for category in beacons] == list(BEACONS)
     assert all(len(coco.get_data_info(i)['instances']) >= 8 for i in range(len(coco)))
     label_map = cv2.imread(
         str(tmp_path / 'once/annotations/training/000000.png'), cv2.IMREAD_UNCHANGED
@@ -134,6 +137,7 @@ def test_visible_masks_are_disjoint_and_match_what_is_seen():
 def test_coco_and_label_maps_tell_the_same(root):
     coco = COCO(str(root / 'annotations/instances_training.json'))
     assert [c['name'] for c in coco.loadCats(coco.getCatIds())] == list(CLASSES)
+    assert coco.getCatIds(supNms=['shape']) == coco.getCatIds()  # which some tools group by
     for image_id in coco.getImgIds():
         name = coco.imgs[image_id]['file_name']
         semantic = cv2.imread(

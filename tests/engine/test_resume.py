@@ -1,23 +1,13 @@
-"""Whole checkpoints, the latest whole one, and runs that stop at what is not finite."""
+"""The latest checkpoint that is whole, whatever became of the others."""
 
-import errno
 import os
 import shutil
-import zipfile
 
 import pytest
 import torch
-import torch.distributed as dist
-from mmengine.hooks import Hook
 
-from mmivit.engine.safeguards import (
-    SafeCheckpointHook,
-    WholeFileBackend,
-    check_whole,
-    image_paths,
-    latest_checkpoint,
-)
-from mmivit.errors import CheckpointError, TrainingError
+from mmivit.engine.resume import check_whole, latest_checkpoint
+from mmivit.errors import CheckpointError
 from tests.toy_training import run
 
 
@@ -118,22 +108,6 @@ def test_a_checkpoint_on_another_backend_is_left_to_mmengine(run_dir):
     assert latest_checkpoint(run_dir) == 's3://bucket/iter_12.pth'
 
 
-def _go_on(rank, folder):
-    os.environ.update(RANK=str(rank), WORLD_SIZE='2', LOCAL_RANK=str(rank))
-    dist.init_process_group('gloo', f'file://{folder}/meeting', rank=rank, world_size=2)
-    try:
-        run(folder / f'machine{rank}', 4, resume=rank == 0)
-    except TrainingError as error:
-        (folder / f'{rank}.txt').write_text(str(error))
-
-
-def test_processes_that_do_not_see_the_same_checkpoint_stop(tmp_path):
-    run(tmp_path / 'machine0', 2)
-    torch.multiprocessing.spawn(_go_on, (tmp_path,), 2)
-    for rank in range(2):
-        assert 'different iterations: [2, 0]' in (tmp_path / f'{rank}.txt').read_text()
-
-
 def test_checkpoints_outside_the_work_dir_are_found(run_dir, tmp_path_factory):
     other = tmp_path_factory.mktemp('other')
     (other / 'last_checkpoint').write_text(str(run_dir / 'iter_10.pth'))
@@ -166,71 +140,3 @@ def test_weights_alone_are_no_run(tmp_path):
     torch.save(dict(state_dict={}), tmp_path / 'iter_1.pth')
     with pytest.raises(CheckpointError, match='no meta, message_hub'):
         check_whole(tmp_path / 'iter_1.pth')
-
-
-def test_a_file_that_cannot_be_written_whole_leaves_the_old_one(tmp_path, monkeypatch):
-    def full(_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    path = tmp_path / 'iter_1.pth'
-    WholeFileBackend().put(b'old', path)
-    monkeypatch.setattr(os, 'fsync', full)
-    with pytest.raises(OSError, match=r'No space left on device.*iter_1\.pth'):
-        WholeFileBackend().put(b'new', path)
-    assert path.read_bytes() == b'old'
-    assert os.listdir(tmp_path) == ['iter_1.pth']
-
-
-def test_keeping_a_single_checkpoint_is_refused():
-    with pytest.raises(TrainingError, match='take 2'):
-        SafeCheckpointHook(max_keep_ckpts=1)
-
-
-class Poison(Hook):
-    """Puts an infinity where ``where`` says, at the fourth step."""
-
-    def __init__(self, where):
-        self.where = where
-
-    def before_train_iter(self, runner, batch_idx, data_batch=None):
-        if runner.iter == 3 and self.where == 'input':
-            data_batch['inputs'][0][:] = torch.inf
-
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        if runner.iter == 3 and self.where == 'weight':
-            runner.model.layers[0].weight.data[0, 0] = torch.nan
-
-
-def test_a_loss_that_is_not_finite_stops_before_anything_is_saved(tmp_path):
-    with pytest.raises(TrainingError, match=r'not finite at iteration 4.*loss (inf|nan)') as caught:
-        run(tmp_path, 8, hooks=(Poison('input'),))
-    named = [line.strip() for line in str(caught.value).splitlines() if '.jpg' in line]
-    assert len(named) == 3
-    assert '--resume' in str(caught.value)
-    assert sorted(path.name for path in tmp_path.glob('*.pth')) == [
-        f'iter_{number}.pth' for number in (1, 2, 3)
-    ]
-    assert latest_checkpoint(tmp_path).endswith('iter_3.pth')
-
-
-@pytest.mark.parametrize('by_epoch', [True, False])
-def test_weights_that_are_not_finite_are_not_saved(by_epoch, tmp_path):
-    with pytest.raises(TrainingError, match=r'iteration 4 1 weights.*layers\.0\.weight'):
-        run(tmp_path, 8, by_epoch, hooks=(Poison('weight'),))
-    assert not list(tmp_path.glob('*_4.pth')) + list(tmp_path.glob('epoch_*.pth'))
-
-
-def test_image_paths_are_found_at_any_depth():
-    class Sample:
-        img_path = 'a.jpg'
-
-    assert list(image_paths(dict(sup=dict(data_samples=[Sample()]), inputs=[torch.zeros(1)]))) == [
-        'a.jpg'
-    ]
-    assert list(image_paths(None)) == []
-
-
-def test_what_was_written_before_a_checkpoint_is_whole(tmp_path):
-    run(tmp_path, 2)
-    assert [zipfile.ZipFile(path).testzip() for path in tmp_path.glob('*.pth')] == [None, None]
-    assert not list(tmp_path.glob('.*'))

@@ -1,0 +1,135 @@
+"""Images of a data set: read by Pillow, loaded as the pipeline does, and what is wrong with them.
+
+Pillow goes first: its header check tells what must not be decoded at all, and it notices a
+truncated file, which some versions of OpenCV fill up with grey.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from multiprocessing.pool import ThreadPool
+
+import numpy as np
+from mmcv.transforms import BaseTransform
+from PIL import ExifTags, Image
+from tqdm import tqdm
+
+from mmivit.datasets.report import DataReport, Finding, first_line
+from mmivit.datasets.vetting import IMAGE_FORMATS, check_image
+
+THREADS = 4  # decoding runs in parallel; more threads would hold more images at once
+LEAST_SIDE = 31  # pixels that the backbone needs
+COLOURS = {'1': 'grey', 'L': 'grey', 'LA': 'grey', 'CMYK': 'CMYK', 'RGBA': 'RGBA'}  # Pillow's modes
+
+
+class FileFault(Exception):
+    """A file that cannot be used; takes a Finding's kind and where."""
+
+
+@dataclass
+class Picture:
+    """What was found in an image and its label map."""
+
+    size: tuple[int, int] | None = None  # height, width as loaded
+    found: list[Finding] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)  # present
+
+
+def read_file(path: str, what: str) -> tuple[Image.Image, str]:
+    """A file decoded to its end, and its layout of pixels, which Pillow's mode may simplify.
+
+    Args:
+        path: of the file.
+        what: how findings name such files.
+
+    Raises:
+        FileFault: it is missing, empty, enormous, damaged or no image.
+    """
+    if not os.path.isfile(path):
+        raise FileFault(f'{what} missing', path)
+    if not os.path.getsize(path):
+        raise FileFault(f'{what} empty (0 bytes)', path)
+    try:
+        width, height = check_image(path)
+        if not width * height:
+            raise FileFault(f'{what} of zero size', f'{path}: {width} x {height}')
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
+            layout = str(image.tile)
+            image.load()
+    except FileFault:
+        raise
+    except Image.DecompressionBombError as error:
+        where = f'{path}: {first_line(error)}'
+        raise FileFault(f'{what} enormous, not decoded', where) from error
+    except Image.UnidentifiedImageError as error:
+        raise FileFault(f'{what} that are no image, or corrupt in the header', path) from error
+    except Exception as error:  # broken files make Pillow's readers raise almost anything
+        where = f'{path}: {first_line(error)}'
+        raise FileFault(f'{what} truncated or corrupt', where) from error
+    return image, layout
+
+
+def load(loader: BaseTransform, sample: dict, key: str, path: str, what: str) -> np.ndarray:
+    """What the pipeline's loader makes of a file.
+
+    Args:
+        loader: reads ``sample`` and adds ``key``.
+        path, what: as in :func:`read_file`.
+
+    Raises:
+        FileFault: it fails.
+    """
+    try:
+        return loader(sample)[key]
+    except Exception as error:  # the config's loader, which may be anyone's
+        kind = f'{what} that the pipeline fails to load'
+        raise FileFault(kind, f'{path}: {first_line(error)}') from error
+
+
+def look_at_image(path: str, load_image: BaseTransform) -> Picture:
+    """What an image is once loaded, and what is wrong with it."""
+    picture = Picture()
+    try:
+        image, layout = read_file(path, 'images')
+        loaded = load(load_image, dict(img_path=path), 'img', path, 'images')
+    except FileFault as fault:
+        picture.found.append(Finding(*fault.args))
+        return picture
+    picture.size = loaded.shape[:2]
+    if min(picture.size) < LEAST_SIDE:
+        kind = f'images under {LEAST_SIDE} px on a side, the least the backbone takes'
+        picture.found.append(Finding(kind, f'{path}: {size_text(picture.size)}'))
+    colour = '16-bit' if ';16' in layout else COLOURS.get(image.mode)
+    if colour:
+        channels = loaded.shape[2] if loaded.ndim == 3 else 1
+        kind = f'{colour} images, loaded as {channels} channels of {loaded.dtype}'
+        picture.found.append(Finding(kind, path, problem=False))
+    orientation = _orientation(image)
+    if orientation not in (0, 1):
+        kind = 'images with an EXIF orientation; boxes and label maps must fit them as loaded'
+        where = f'{path}: orientation {orientation}, loaded as {size_text(picture.size)}'
+        picture.found.append(Finding(kind, where, problem=False))
+    return picture
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # see read_file; broken EXIF turns nothing
+        return 1
+
+
+def size_text(shape: tuple[int, int]) -> str:
+    """Width x height of (height, width)."""
+    return f'{shape[1]} x {shape[0]}'
+
+
+def look_at_all(look: Callable, items: list, report: DataReport) -> Iterator[Picture]:
+    """Look at images in threads and report; what each of them holds, in order."""
+    with ThreadPool(THREADS) as pool:
+        for picture in tqdm(pool.imap(look, items), total=len(items), unit='image'):
+            report.images += 1
+            report.add(picture.found)
+            yield picture

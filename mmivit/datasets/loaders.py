@@ -1,0 +1,98 @@
+"""The transforms that load a data set's images and labels, found in a pipeline by their class."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mmcv.transforms import BaseTransform, LoadAnnotations, LoadImageFromFile
+from mmengine.dataset import BaseDataset
+from mmengine.registry import TRANSFORMS, Registry
+
+from mmivit.datasets.report import first_line
+from mmivit.errors import LaunchError
+
+
+@dataclass(frozen=True)
+class Loaders:
+    """What a pipeline loads with, built.
+
+    Args:
+        image: adds 'img' to a sample.
+        labels: adds boxes, masks or a label map; None where the pipeline asks for none.
+    """
+
+    image: BaseTransform
+    labels: BaseTransform | None = None
+
+    @property
+    def with_mask(self) -> bool:
+        """Does it want a mask of each object?"""
+        return bool(getattr(self.labels, 'with_mask', False))
+
+
+def find_loaders(pipeline: list[dict], scope: str | None) -> Loaders:
+    """The loaders of a pipeline, mmcv's stock one for images if it is empty.
+
+    A pipeline begins by loading the image, so its first step does where none is a kind of
+    ``LoadImageFromFile``.
+
+    Args:
+        pipeline: as a config has it, transforms within transforms included.
+        scope: of the config, in which its names are looked up.
+
+    Raises:
+        LaunchError: a loader cannot be built.
+    """
+    steps = [(step, _class_of(step, scope)) for step in _flatten(pipeline)]
+    images = [step for step, kind in steps if issubclass(kind, LoadImageFromFile)]
+    labels = [step for step, kind in steps if issubclass(kind, LoadAnnotations)]
+    # Loaders of one's own share no class with the stock ones, only the habit of their names.
+    labels += [step for step, kind in steps if _is_named_as_labels(kind)]
+    first = [step for step, _ in steps[:1] if step not in labels]
+    image = (images + first + [dict(type='LoadImageFromFile')])[0]
+    return Loaders(
+        build(TRANSFORMS, image, scope), build(TRANSFORMS, labels[0], scope) if labels else None
+    )
+
+
+def build(registry: Registry, node: dict, scope: str | None) -> BaseDataset | BaseTransform:
+    """What a node of a config stands for.
+
+    Raises:
+        LaunchError: its constructor does not take what the config says.
+    """
+    try:
+        return registry.build(dict(node, _scope_=scope))
+    except Exception as error:  # whatever a constructor makes of the config's arguments
+        raise LaunchError(f'{node.get("type")}: {first_line(error)}') from error
+
+
+def _flatten(node: object) -> Iterator[dict]:
+    """Every transform of a pipeline, each before those within it."""
+    if isinstance(node, dict):
+        if 'type' in node:
+            yield node
+        for value in node.values():
+            yield from _flatten(value)
+    elif isinstance(node, (list, tuple)):
+        for item in node:
+            yield from _flatten(item)
+
+
+def _class_of(step: dict, scope: str | None) -> type:
+    if isinstance(step['type'], type):
+        return step['type']
+    with TRANSFORMS.switch_scope_and_registry(scope) as registry:
+        kind = registry.get(step['type'])
+    return kind if isinstance(kind, type) else object  # building it will say what is wrong
+
+
+def _is_named_as_labels(kind: type) -> bool:
+    empty = getattr(sys.modules.get('mmdet.datasets.transforms'), 'LoadEmptyAnnotations', ())
+    return (
+        kind.__name__.startswith('Load')
+        and 'Annotation' in kind.__name__
+        and not issubclass(kind, empty)
+    )
