@@ -7,12 +7,12 @@ The first is the README's table of architectures, the second a row of docs/model
 """
 
 import argparse
-import sys
-
-from mmengine.config import Config
 
 from mmivit.analysis.cost import SIZES, Cost, architecture_costs, config_cost
+from mmivit.apis.command import errors_told
+from mmivit.apis.config import read_config
 from mmivit.models.attention import ATTENTIONS
+from mmivit.utils.tables import markdown_row, markdown_table
 
 
 def pixels(text: str) -> tuple[int, int]:
@@ -22,26 +22,30 @@ def pixels(text: str) -> tuple[int, int]:
 
 def print_architectures(sizes: list[tuple[int, int]], options: dict) -> None:
     costs = [architecture_costs(size, **options) for size in sizes]
-    titles = ' | '.join(f'MACs at {height} x {width}' for height, width in sizes)
-    print(f'| arch | parameters | {titles} |')
-    print('|---|' + '---:|' * (1 + len(costs)))
-    for arch, cost in costs[0].items():
-        macs = ' | '.join(f'{column[arch].macs / 1e9:.1f} G' for column in costs)
-        print(f'| {arch} | {cost.parameters / 1e6:.1f} M | {macs} |')
+    titles = [f'MACs at {height} x {width}' for height, width in sizes]
+    rows = [
+        [arch, millions(cost), *(billions(column[arch]) for column in costs)]
+        for arch, cost in costs[0].items()
+    ]
+    print(markdown_table(['arch', 'parameters', *titles], rows))
 
 
 def print_configs(paths: list[str], sizes: list[tuple[int, int]], options: dict) -> None:
-    print('| config | image | parameters | MACs |')
-    print('|---|---|---:|---:|')
+    print(markdown_table(['config', 'image', 'parameters', 'MACs'], names=2))
     for path in paths:
-        cfg = Config.fromfile(path)
+        cfg = read_config(path)
         for size in sizes or [SIZES.get(cfg.get('default_scope'))]:
             cost = config_cost(cfg, size, **options)
-            print(f'| {path} | {size[0]} x {size[1]} | {as_columns(cost)} |', flush=True)
+            cells = (path, f'{size[0]} x {size[1]}', millions(cost), billions(cost))
+            print(markdown_row(cells), flush=True)
 
 
-def as_columns(cost: Cost) -> str:
-    return f'{cost.parameters / 1e6:.1f} M | {cost.macs / 1e9:.1f} G'
+def millions(cost: Cost) -> str:
+    return f'{cost.parameters / 1e6:.1f} M'
+
+
+def billions(cost: Cost) -> str:
+    return f'{cost.macs / 1e9:.1f} G'
 
 
 def main() -> None:
@@ -61,10 +65,8 @@ def main() -> None:
     options = {name: value for name, value in options.items() if value is not None}
     if not args.configs:
         return print_architectures(args.size or [(224, 224), (800, 1333)], options)
-    try:
+    with errors_told(ValueError):
         print_configs(args.configs, args.size, options)
-    except (OSError, ValueError) as error:
-        sys.exit(f'count_cost: {error}')
 
 
 if __name__ == '__main__':
