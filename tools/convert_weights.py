@@ -8,8 +8,8 @@ import argparse
 
 from mmivit.apis.command import add_force, errors_told
 from mmivit.models.attention import ATTENTIONS
-from mmivit.weights.converters import SOURCES, TARGETS
-from mmivit.weights.sources import convert_file
+from mmivit.weights.converters import TARGETS, convert_file
+from mmivit.weights.kinds import SOURCES
 
 
 def main() -> None:

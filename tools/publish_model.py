@@ -6,7 +6,7 @@ python tools/publish_model.py work_dirs/mask_rcnn_ivit/epoch_12.pth mask_rcnn_iv
 import argparse
 
 from mmivit.apis.command import add_force, errors_told
-from mmivit.weights.sources import publish
+from mmivit.weights.publish import publish
 
 
 def main() -> None:

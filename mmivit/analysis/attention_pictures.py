@@ -16,8 +16,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from mmivit.analysis.attention_maps import attention_inputs, effective_map, kind_of, landmark_maps
-from mmivit.apis.config import check_scope, read_config
-from mmivit.apis.models import check_weights, read_loadable
+from mmivit.apis.config import read_config
+from mmivit.apis.inferencers import load_inferencer
 from mmivit.errors import CheckpointError
 from mmivit.models.attention import ATTENTIONS, MHSA, DecomposedMHSA, build_attention
 from mmivit.utils.figures import save_figure
@@ -134,8 +134,8 @@ def show_attention(
     Raises:
         FileNotFoundError: the image, the config or the checkpoint is missing.
         FileExistsError: a file to be written exists and ``force`` is off.
-        CheckpointError: the checkpoint is unsafe, unreadable, or of something else.
         LaunchError: the config cannot be read, or is neither mmdet's nor mmseg's.
+        CheckpointError: the checkpoint is unsafe, unreadable, or of another model.
         ValueError: the image cannot be read, a point lies outside it, no layer has such a name,
             or the model has no attention of ours.
     """
@@ -321,14 +321,7 @@ def _chosen(found: dict[str, tuple[MHSA, Tensor]], wanted: Sequence[str]) -> lis
 
 def _load_config(config: str, checkpoint: str, photo: np.ndarray) -> tuple[nn.Module, View]:
     """The model of an mmdet or mmseg config, and what its test pipeline makes of a BGR image."""
-    cfg = read_config(config)
-    if check_scope(cfg) == 'mmdet':
-        from mmdet.apis import DetInferencer as Inferencer
-    else:
-        from mmseg.apis import MMSegInferencer as Inferencer
-    loaded = read_loadable(checkpoint, 'checkpoint')
-    inferencer = Inferencer(cfg, checkpoint, device='cpu')
-    check_weights(inferencer.model, checkpoint, loaded)
+    inferencer, _ = load_inferencer(read_config(config), checkpoint, 'cpu')
     data = inferencer.collate_fn([inferencer.pipeline(photo)])
     data = inferencer.model.data_preprocessor(data, False)
     scale = data['data_samples'][0].metainfo.get('scale_factor', (1.0, 1.0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -13,9 +13,10 @@ from mmengine.registry import DefaultScope
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmivit.apis.config import check_scope
+from mmivit.apis.config import check_scope, read_config
 from mmivit.apis.models import build_model
 from mmivit.models.ivit import ARCHITECTURES, IViT
+from mmivit.utils.tables import markdown_table
 
 try:
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -112,10 +113,10 @@ def build_pass(
         LaunchError: the config's default_scope is neither mmdet nor mmseg.
     """
     scope = check_scope(cfg)
-    with torch.random.fork_rng(devices=[]), torch.device(device):
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = build_model(cfg, device)
-        image = torch.rand(1, 3, *size)
+        image = torch.rand(1, 3, *size, device=device)
     arguments = (image,)
     if scope == 'mmdet':
         from mmdet.structures import DetDataSample
@@ -129,3 +130,48 @@ def build_pass(
             return model(*arguments, mode='tensor')
 
     return model, forward
+
+
+def architectures_table(sizes: Sequence[tuple[int, int]], **options) -> str:
+    """Markdown: what every architecture's backbone costs for images of some sizes.
+
+    Args:
+        sizes: height and width, pixels.
+        options: further arguments of :class:`IViT`.
+    """
+    costs = [architecture_costs(size, **options) for size in sizes]
+    titles = (f'MACs at {height} x {width}' for height, width in sizes)
+    rows = (
+        [arch, _millions(cost.parameters), *(_billions(column[arch].macs) for column in costs)]
+        for arch, cost in costs[0].items()
+    )
+    return markdown_table(['arch', 'parameters', *titles], rows)
+
+
+def configs_table(paths: Sequence[str], sizes: Sequence[tuple[int, int]] = (), **options) -> str:
+    """Markdown: what the whole models of configs cost for images of some sizes.
+
+    Args:
+        paths: of configs of mmdet or mmseg.
+        sizes: height and width, pixels; that of :data:`SIZES` if not given.
+        options: further arguments of the backbones, in place of the configs'.
+
+    Raises:
+        LaunchError: there is no such config, or its default_scope is neither mmdet nor mmseg.
+    """
+    rows = []
+    for path in paths:
+        cfg = read_config(path)
+        for height, width in sizes or [SIZES[check_scope(cfg)]]:
+            cost = config_cost(cfg, (height, width), **options)
+            macs = _billions(cost.macs)
+            rows.append([path, f'{height} x {width}', _millions(cost.parameters), macs])
+    return markdown_table(['config', 'image', 'parameters', 'MACs'], rows, names=2)
+
+
+def _millions(count: int) -> str:
+    return f'{count / 1e6:.1f} M'
+
+
+def _billions(count: int) -> str:
+    return f'{count / 1e9:.1f} G'

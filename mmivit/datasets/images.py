@@ -17,7 +17,7 @@ from PIL import ExifTags, Image
 from tqdm import tqdm
 
 from mmivit.datasets.report import DataReport, Finding, first_line
-from mmivit.weights.vetting import IMAGE_FORMATS, check_image
+from mmivit.datasets.vetting import IMAGE_FORMATS, check_image
 
 THREADS = 4  # decoding runs in parallel; more threads would hold more images at once
 LEAST_SIDE = 31  # pixels that the backbone needs

@@ -2,8 +2,8 @@
 
 Every run trains from scratch for the same number of images and is scored once, at its end. Beside
 mIoU there is the accuracy of the variant: how often, where an object's shape is right, its other
-half is, which only the beacon elsewhere in the image tells (mmivit/datasets/shapes.py). Chance is 50 %,
-and what lies above it came from afar.
+half is, which only the beacon elsewhere in the image tells (mmivit/datasets/shapes.py). Chance is
+50 %, and what lies above it came from afar.
 """
 
 from __future__ import annotations
@@ -191,7 +191,12 @@ GROUPS = tuple(plan(Preset()))
 
 
 def ablate(
-    folder: Path, configs: Path, preset: Preset, groups: Sequence[str] = GROUPS, jobs: int = 0
+    folder: Path,
+    configs: Path,
+    preset: Preset,
+    groups: Sequence[str] = GROUPS,
+    jobs: int = 0,
+    seeds: int | None = None,
 ) -> tuple[RunLog, dict[str, list[Row]]]:
     """Train what is not in ``folder/runs.jsonl`` yet, several runs at a time.
 
@@ -202,14 +207,17 @@ def ablate(
         groups: which of GROUPS.
         jobs: runs at a time, each a process; as many as CPU cores, up to 8, if 0. Small models
             keep neither two cores nor a GPU busy.
+        seeds: runs of everything; the preset's numbers if not given.
 
     Returns:
         All records, and the groups' rows.
 
     Raises:
-        ValueError: ``runs.jsonl`` is damaged, or ``jobs`` negative.
+        ValueError: ``runs.jsonl`` is damaged, ``jobs`` negative, or ``seeds`` less than 1.
         RuntimeError: a run failed.
     """
+    if seeds is not None:
+        preset = replace(preset, seeds=seeds, other_seeds=seeds)
     folder.mkdir(parents=True, exist_ok=True)
     log = RunLog(folder / 'runs.jsonl')
     rows = {group: group_rows for group, group_rows in plan(preset).items() if group in groups}

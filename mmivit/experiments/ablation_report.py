@@ -1,4 +1,4 @@
-"""Tables and pictures of the ablations."""
+"""What the ablations found: tables and a picture of their runs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from mmivit.experiments.ablation import PEERS, Row, Run
 from mmivit.experiments.measures import DIVERSITY
 from mmivit.experiments.runs import RunLog, spread
 from mmivit.utils.figures import save_figure
+from mmivit.utils.files import write_whole
 from mmivit.utils.tables import markdown_table
 
 PEER_SIZE = 224  # side of the image, pixels, at which peers' costs are told
@@ -24,6 +25,14 @@ UNITS = {  # of what a group varies, where that is a number
     'heads': 'heads in stage 3',
     'tokens': 'tokens in stage 3',
 }
+
+
+def write_ablation_report(log: RunLog, rows: dict[str, list[Row]], folder: Path) -> str:
+    """Write ``ablation.md`` and ``ablation.png``; the tables."""
+    tables = ablation_tables(log, rows)
+    write_whole(folder / 'ablation.md', tables.encode())
+    plot_ablation(log, rows, folder / 'ablation.png')
+    return tables
 
 
 def peer_costs() -> dict[str, Cost]:

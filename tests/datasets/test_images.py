@@ -6,7 +6,7 @@ from mmcv.transforms import LoadImageFromFile
 from PIL import Image
 
 from mmivit.datasets.images import look_at_image
-from tests.apis.test_predict import SWOLLEN_PNG
+from tests.apis.test_images import SWOLLEN_PNG
 
 
 def test_a_png_with_a_swollen_part_does_not_reach_the_loader(tmp_path):

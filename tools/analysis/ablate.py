@@ -8,12 +8,11 @@ Trains from scratch on the hard drawn data. Killed, it goes on where it was when
 """
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 from mmivit.apis.command import errors_told
 from mmivit.experiments.ablation import GROUPS, PRESETS, ablate
-from mmivit.experiments.ablation_report import ablation_tables, plot_ablation
+from mmivit.experiments.ablation_report import write_ablation_report
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 
@@ -35,14 +34,9 @@ def main() -> None:
     )
     args = parser.parse_args()
     out = args.out or Path(f'work_dirs/ablate_{args.preset}')
-    preset = PRESETS[args.preset]
     with errors_told(ValueError, OSError, RuntimeError):
-        if args.seeds is not None:
-            preset = replace(preset, seeds=args.seeds, other_seeds=args.seeds)
-        log, rows = ablate(out, CONFIGS, preset, args.only, args.jobs)
-    tables = ablation_tables(log, rows)
-    (out / 'ablation.md').write_text(tables)
-    plot_ablation(log, rows, out / 'ablation.png')
+        log, rows = ablate(out, CONFIGS, PRESETS[args.preset], args.only, args.jobs, args.seeds)
+    tables = write_ablation_report(log, rows, out)
     print(f'{tables}\n{out / "ablation.md"}, .png, {log.path.name}')
 
 
