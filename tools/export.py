@@ -4,11 +4,8 @@ python tools/export.py configs/upernet_ivit.py work_dirs/upernet_ivit/iter_16000
 """
 
 import argparse
-import sys
 
-from mmengine.config import DictAction
-
-from mmivit.errors import CheckpointError, ExportError, LaunchError
+from mmivit.apis.command import add_cfg_options, add_force, errors_told
 from mmivit.export.graphs import export
 from mmivit.export.parity import COLUMNS
 from mmivit.utils.tables import markdown_table
@@ -19,18 +16,11 @@ def main() -> None:
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('out', help='the .onnx file to write')
-    parser.add_argument('--force', action='store_true', help='replace OUT')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='override settings of the config: key.subkey=value, lists as key="[a,b]"',
-    )
+    add_force(parser, 'OUT')
+    add_cfg_options(parser)
     args = parser.parse_args()
-    try:
+    with errors_told(OSError):
         result = export(args.config, args.checkpoint, args.out, args.force, args.cfg_options)
-    except (OSError, ExportError, LaunchError, CheckpointError) as error:
-        sys.exit(f'export: {error}')
     print(f'{args.out}: {result.what}')
     print(*(f'  {name}: {text}' for name, text in result.description.items()), sep='\n')
     rows = [parity.cells(args.out) for parity in result.parities]

@@ -47,7 +47,9 @@ def build_model(cfg: Config, device: str = 'cpu') -> nn.Module:
     scope = check_scope(cfg)
     with torch.device(device), DefaultScope.overwrite_default_scope(scope):
         # Some constructors change the config they are given.
-        return revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model))).eval()
+        model = revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model)))
+    model.eval()  # that of mmdet's backbones returns None
+    return model
 
 
 def load_model(cfg: Config, checkpoint: str) -> LoadedModel:

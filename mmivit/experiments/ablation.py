@@ -2,8 +2,8 @@
 
 Every run trains from scratch for the same number of images and is scored once, at its end. Beside
 mIoU there is the accuracy of the variant: how often, where an object's shape is right, its other
-half is, which only the beacon elsewhere in the image tells (mmivit/shapes.py). Chance is 50 %,
-and what lies above it came from afar.
+half is, which only the beacon elsewhere in the image tells (mmivit/datasets/shapes.py). Chance is
+50 %, and what lies above it came from afar.
 """
 
 from __future__ import annotations
@@ -17,20 +17,15 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import fmean
 
 import torch
 from mmengine.config import Config
-from mmengine.evaluator import BaseMetric
-from mmengine.hooks import Hook
-from mmengine.registry import METRICS
-from mmengine.runner import Runner
-from torch import Tensor
 from tqdm import tqdm
 
-from mmivit.analysis.attention_maps import head_diversity
-from mmivit.datasets.shapes import BEACONS, HARD_SHAPES, ShapesSpec, write_dataset
-from mmivit.experiments.warm_start import RunLog, set_budget, train_and_score
+from mmivit.apis.config import read_config
+from mmivit.datasets.shapes import ShapesSpec, write_dataset
+from mmivit.experiments.measures import DiversityRecorder
+from mmivit.experiments.runs import RunLog, set_budget, train_and_score
 from mmivit.models.attention import ATTENTIONS, INTERACTIONS
 
 # Compared within iViT: nano's widths, with half of its convolution blocks. They reach about 50
@@ -61,12 +56,6 @@ PEERS = {
     ),
 }
 TASKS = dict(light=1, upernet=2, mask_rcnn=4)  # and about how long they take, per pixel
-DIVERSITY = {  # what is recorded of heads, and how tables call it
-    'map_cosine': "maps' cosine",
-    'output_cka': "outputs' CKA",
-    'effective_rank': "maps' effective rank",
-}
-DIVERSITY_IMAGES = 8
 
 
 @dataclass(frozen=True)
@@ -308,7 +297,7 @@ def run_config(run: Run, root: Path, configs: Path) -> Config:
     """
     detection = run.task == 'mask_rcnn'
     name = 'mask_rcnn_ivit_shapes.py' if detection else 'upernet_ivit_shapes.py'
-    cfg = Config.fromfile(configs / name)
+    cfg = read_config(str(configs / name))
     cfg.experiment_name = run.name  # two runs may begin in the same second
     cfg.log_level = 'WARNING'
     classes = ShapesSpec(hard=True).classes
@@ -341,52 +330,3 @@ def run_config(run: Run, root: Path, configs: Path) -> Config:
         loader.update(num_workers=0, persistent_workers=False)  # the other runs keep cores busy
         loader.dataset.metainfo = dict(classes=classes)
     return cfg
-
-
-class DiversityRecorder(Hook):
-    """How alike heads are before and after training: means over stage 3's layers and some images.
-
-    Attributes:
-        measured: by 'before' and 'after', the value of each of DIVERSITY.
-    """
-
-    def __init__(self) -> None:
-        self.measured: dict[str, dict[str, float]] = {}
-
-    def before_train(self, runner: Runner) -> None:
-        self.measured['before'] = self._measure(runner)
-
-    def after_train(self, runner: Runner) -> None:
-        self.measured['after'] = self._measure(runner)
-
-    def _measure(self, runner: Runner) -> dict[str, float]:
-        images: list[Tensor] = []
-        for batch in runner.val_dataloader:
-            images += runner.model.data_preprocessor(batch, False)['inputs']
-            if len(images) >= DIVERSITY_IMAGES:
-                break
-        layers = [r for r in head_diversity(runner.model, images) if 'stages.2.' in r.layer]
-        return {name: fmean(getattr(layer, name) for layer in layers) for name in DIVERSITY}
-
-
-@METRICS.register_module()
-class VariantAccuracy(BaseMetric):
-    """Of the pixels whose object's shape is right, the percentage where the beacon's mark is too.
-
-    For label maps of the hard mode: background, then HARD_CLASSES.
-    """
-
-    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        """Count the pixels of each sample's maps, (1, H, W)."""
-        kinds = len(BEACONS)
-        for sample in data_samples:
-            predicted = sample['pred_sem_seg']['data'] - 1
-            label = sample['gt_sem_seg']['data'].to(predicted) - 1
-            is_object = (label >= 0) & (label < kinds * len(HARD_SHAPES))
-            shape_right = is_object & (predicted // kinds == label // kinds)
-            right = shape_right & (predicted == label)
-            self.results.append((shape_right.sum().item(), right.sum().item()))
-
-    def compute_metrics(self, results: list) -> dict[str, float]:
-        shapes, variants = map(sum, zip(*results))
-        return dict(variant=100 * variants / max(1, shapes))

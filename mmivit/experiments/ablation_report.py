@@ -7,15 +7,19 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.config import Config
 
 from mmivit.analysis.cost import Cost, count_cost
-from mmivit.experiments.ablation import DIVERSITY, PEERS, Row, Run
-from mmivit.experiments.warm_start import RunLog, spread
+from mmivit.apis.models import build_model
+from mmivit.experiments.ablation import PEERS, Row, Run
+from mmivit.experiments.measures import DIVERSITY
+from mmivit.experiments.runs import RunLog, spread
+from mmivit.utils.figures import save_figure
+from mmivit.utils.files import write_whole
 from mmivit.utils.tables import markdown_table
 
 PEER_SIZE = 224  # side of the image, pixels, at which peers' costs are told
-DIVERSITY_OF = ('attention', 'heads')
+DIVERSITY_OF = ('attention', 'heads')  # the groups whose heads are compared
 UNITS = {  # of what a group varies, where that is a number
     'landmarks': "side of the landmarks' grid",
     'heads': 'heads in stage 3',
@@ -26,7 +30,7 @@ UNITS = {  # of what a group varies, where that is a number
 def write_ablation_report(log: RunLog, rows: dict[str, list[Row]], folder: Path) -> str:
     """Write ``ablation.md`` and ``ablation.png``; the tables."""
     tables = ablation_tables(log, rows)
-    (folder / 'ablation.md').write_text(tables)
+    write_whole(folder / 'ablation.md', tables.encode())
     plot_ablation(log, rows, folder / 'ablation.png')
     return tables
 
@@ -34,51 +38,50 @@ def write_ablation_report(log: RunLog, rows: dict[str, list[Row]], folder: Path)
 def peer_costs() -> dict[str, Cost]:
     """Cost of every peer's backbone for one image of PEER_SIZE x PEER_SIZE pixels."""
     costs = {}
-    with DefaultScope.overwrite_default_scope('mmdet'):
-        for name, settings in PEERS.items():
-            model = MODELS.build(settings)
-            image = torch.zeros(1, 3, PEER_SIZE, PEER_SIZE)
-            costs[name] = count_cost(model, lambda model=model, image=image: model(image))
+    for name, settings in PEERS.items():
+        model = build_model(Config(dict(default_scope='mmdet', model=settings)))
+        image = torch.zeros(1, 3, PEER_SIZE, PEER_SIZE)
+        costs[name] = count_cost(model, lambda model=model, image=image: model(image))
     return costs
 
 
 def ablation_tables(log: RunLog, rows: dict[str, list[Row]]) -> str:
     """Markdown: a table per group, scores as mean and standard deviation over n seeds."""
-    lines = []
+    parts = []
     for group, group_rows in rows.items():
         unit, names = UNITS.get(group), _score_names(log, group_rows)
-        heads = [group, *([unit] if unit else []), *(f'{name} (%)' for name in names), 'n']
+        header = [group, *([unit] if unit else []), *(f'{name} (%)' for name in names), 'n']
         costs = peer_costs() if group == 'peers' else None
         if costs:
-            heads += ['parameters', f'MACs at {PEER_SIZE} x {PEER_SIZE}']
-        table = []
+            header += ['parameters', f'MACs at {PEER_SIZE} x {PEER_SIZE}']
+        lines = []
         for name, number, runs in group_rows:
-            cells = [name, *([str(number)] if unit else [])]
+            cells = [name, *([number] if unit else [])]
             cells += [spread(_scores(log, runs, score)) for score in names]
-            cells.append(str(len({run.seed for run in runs})))
+            cells.append(len({run.seed for run in runs}))
             if costs:
                 cost = costs[name]
                 cells += [f'{cost.parameters / 1e6:.2f} M', f'{cost.macs / 1e6:.0f} M']
-            table.append(cells)
-        lines += [f'## {group}', '', markdown_table(heads, table), '']
+            lines.append(cells)
+        parts += [f'## {group}', markdown_table(header, lines)]
         if group in DIVERSITY_OF:
-            lines += [_diversity_table(log, group, group_rows), '']
-    return '\n'.join(lines)
+            parts.append(_diversity_table(log, group, group_rows))
+    return '\n\n'.join(parts) + '\n'
 
 
 def _diversity_table(log: RunLog, group: str, rows: list[Row]) -> str:
     """How alike heads are, before and after training."""
     when = ('before', 'after')
-    heads = [f'{title}, {moment}' for title in DIVERSITY.values() for moment in when]
-    table = []
+    header = [f'{title}, {moment}' for title in DIVERSITY.values() for moment in when]
+    lines = []
     for name, number, runs in rows:
         cells = [name if number is None else f'{name}, {number}']
         for key in DIVERSITY:
             for moment in when:
                 values = [record['diversity'][moment][key] for record in _records(log, runs)]
                 cells.append(spread(values, digits=2))
-        table.append(cells)
-    return markdown_table([group, *heads], table)
+        lines.append(cells)
+    return markdown_table([group, *header], lines)
 
 
 def plot_ablation(log: RunLog, rows: dict[str, list[Row]], path: Path) -> None:
@@ -117,7 +120,7 @@ def plot_ablation(log: RunLog, rows: dict[str, list[Row]], path: Path) -> None:
             if group in UNITS:
                 axes.legend()
     figure.suptitle('Drawn images, hard mode: means over seeds; a dot is a run')
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
 
 
 def _score_names(log: RunLog, rows: list[Row]) -> list[str]:

@@ -4,9 +4,10 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from mmivit.experiments.ablation import DIVERSITY, PEERS, plan
+from mmivit.experiments.ablation import PEERS, plan
 from mmivit.experiments.ablation_report import ablation_tables, peer_costs
-from mmivit.experiments.warm_start import RunLog
+from mmivit.experiments.measures import DIVERSITY
+from mmivit.experiments.runs import RunLog
 from tests.experiments.test_ablation import TINY
 
 

@@ -1,13 +1,10 @@
 """The warm-start experiment, as small as it goes."""
 
-import json
-
 import pytest
 
 from mmivit.experiments import warm_start as experiments
 from mmivit.experiments.warm_start import (
     KINDS,
-    RunLog,
     WarmStartBudget,
     warm_start,
     warm_start_tables,
@@ -69,27 +66,3 @@ def test_warm_start_goes_on_where_it_was_killed(tmp_path, monkeypatch):
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(f'warm_start: {tmp_path}/runs.jsonl begins with')
     assert 'Traceback' not in done.stderr
-
-
-def test_the_log_is_read_back(tmp_path):
-    RunLog(tmp_path / 'runs.jsonl').add(run='a', seed=1, miou={'2': 3.0})
-    log = RunLog(tmp_path / 'runs.jsonl')
-    assert log.get(run='a', seed=1) == json.loads((tmp_path / 'runs.jsonl').read_text())
-    assert log.get(run='a', seed=2) is None
-
-
-def test_a_torn_last_line_is_dropped(tmp_path):
-    path = tmp_path / 'runs.jsonl'
-    log = RunLog(path)
-    log.add(run='a', seed=1)
-    log.add(run='a', seed=2)
-    path.write_bytes(path.read_bytes()[:-5])
-    log = RunLog(path)
-    assert log.records == [dict(run='a', seed=1)]
-    log.add(run='a', seed=3)
-    assert RunLog(path).records == [dict(run='a', seed=1), dict(run='a', seed=3)]
-    path.write_text('{"run": ')
-    assert RunLog(path).records == []
-    path.write_text('no record\n{}\n')
-    with pytest.raises(ValueError, match='line 1'):
-        RunLog(path)

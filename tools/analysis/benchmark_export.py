@@ -5,11 +5,10 @@ python tools/analysis/benchmark_export.py nano configs/upernet_ivit_nano.py
 """
 
 import argparse
-import sys
 import tempfile
 from pathlib import Path
 
-from mmivit.errors import ExportError, LaunchError
+from mmivit.apis.command import errors_told
 from mmivit.export.benchmark import COLUMNS, benchmark_export
 from mmivit.models.ivit import ARCHITECTURES
 from mmivit.utils.tables import markdown_row, markdown_table
@@ -24,18 +23,15 @@ def main() -> None:
         'models',
         nargs='*',
         default=[*ARCHITECTURES, UPERNET],
-        help=f"{', '.join(ARCHITECTURES)} (the backbone alone), or a segmentor's config",
+        help=f"{', '.join(ARCHITECTURES)} (the backbone alone), or a whole model's config",
     )
     parser.add_argument('--seconds', type=float, default=10, help='timing of each size, about')
     args = parser.parse_args()
     print(*(f'{key}: {value}' for key, value in machine('cpu').items()), sep='\n')
     print(f'\n{markdown_table(COLUMNS, names=2)}', flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            for timed in benchmark_export(args.models, args.seconds, Path(folder)):
-                print(markdown_row(timed.cells()), flush=True)
-        except (ExportError, LaunchError) as error:
-            sys.exit(f'benchmark_export: {error}')
+    with errors_told(), tempfile.TemporaryDirectory() as folder:
+        for timed in benchmark_export(args.models, args.seconds, Path(folder)):
+            print(markdown_row(timed.cells()), flush=True)
 
 
 if __name__ == '__main__':
