@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -82,6 +83,17 @@ def category_findings(names: Sequence[str], classes: Sequence[str]) -> Iterator[
         # CocoDataset numbers its labels in the file's order, whatever the order of the classes.
         kind = "classes in another order than the annotation file's: labels would be misnamed"
         yield Finding(kind, f'write classes={tuple(kept)}')
+
+
+def file_findings(images: list[dict]) -> Iterator[Finding]:
+    """Find files listed more than once: each copy is trained on with a part of the objects."""
+    ids: dict[str, list] = {}
+    for image in images:
+        ids.setdefault(os.path.normpath(image['file_name']), []).append(image['id'])
+    for name, listed in ids.items():
+        if len(listed) > 1:
+            where = f'{name}: ids {", ".join(map(str, listed))}'
+            yield Finding('files under more than one image id, their objects divided', where)
 
 
 def annotation_findings(

@@ -26,6 +26,7 @@ class DataReport:
 
     name: str
     images: int = 0
+    facts: list[str] = field(default_factory=list)  # neither problem nor note
     problems: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
     examples: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
@@ -39,6 +40,7 @@ class DataReport:
 
     def __str__(self) -> str:
         lines = [f'{self.name}, {self.images} images: {sum(self.problems.values())} problems']
+        lines += [f'  {fact}' for fact in self.facts]
         for title, counts in (('problem', self.problems), ('note', self.notes)):
             for kind, count in counts.items():
                 lines.append(f'  {title}: {count} {kind}')

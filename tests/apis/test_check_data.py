@@ -251,6 +251,76 @@ def test_annotations(workspace):
     assert sum(report.notes.values()) == 1
 
 
+def test_what_does_not_reach_training_is_counted(workspace):
+    def mark(flag, chosen):
+        def change(content):
+            for annotation in content['annotations']:
+                annotation[flag] = int(chosen(annotation))
+
+        edit(workspace / COCO, change)
+        return check(DETECTION)
+
+    def clear(content):
+        for annotation in content['annotations']:
+            annotation['iscrowd'] = annotation['ignore'] = 0
+
+    total = len(json.loads((workspace / COCO).read_text())['annotations'])
+    sound = check(DETECTION)
+    everything = f'{total} of {total} objects and 16 of 16 images reach training'
+    assert sound.facts == [everything]
+    assert everything in str(sound)
+    assert not sound.notes
+    for flag in ('iscrowd', 'ignore'):
+        report = mark(flag, lambda annotation: True)
+        assert report.facts == [f'0 of {total} objects and 16 of 16 images reach training']
+        count, where = found(report, 'most of whose objects')
+        assert (count, where) == (1, f"0 of {total} do: {total} marked '{flag}'")
+        assert found(report, 'none of whose objects')[0] == 5
+        assert sum(report.problems.values()) == 6
+        report = mark(flag, lambda annotation: annotation['id'] == 3)
+        assert not report.problems
+        assert found(report, f"do not reach training: marked '{flag}'")[0] == 1
+        report = mark(flag, lambda annotation: annotation['category_id'] == 2)
+        assert found(report, 'none of whose objects')[1].startswith('square: ')
+        edit(workspace / COCO, clear)
+    report = check(DETECTION, **{'train_dataloader.dataset.filter_cfg.min_size': 33})
+    assert report.facts == [f'0 of {total} objects and 0 of 16 images reach training']
+    assert found(report, 'in images that filter_cfg leaves out')[0] == total
+    assert found(report, 'most of whose objects')[0] == 1
+    # Classes that the config leaves out on purpose don't vanish.
+    report = check(DETECTION, **{'train_dataloader.dataset.metainfo.classes': ['star']})
+    assert not report.problems
+
+
+def test_what_evaluation_passes_over_is_counted(workspace):
+    def crowd(share):
+        def change(content):
+            for number, annotation in enumerate(content['annotations']):
+                annotation['iscrowd'] = int(number < share * len(content['annotations']))
+
+        edit(workspace / COCO.replace('training', 'validation'), change)
+        return check(DETECTION, ['val'])
+
+    assert 'objects are evaluated' in crowd(0).facts[0]
+    assert sum(crowd(0.3).problems.values()) == 0
+    assert 'passes over' in str(crowd(0.3).notes)
+    assert 'passes over' in str(crowd(0.9).problems)
+
+
+def test_one_file_under_two_image_ids(workspace):
+    def change(content):
+        (*_, last) = content['images']
+        copy = dict(last, id=99, file_name=f'./{last["file_name"]}')
+        content['images'].append(copy)
+        mine = [a for a in content['annotations'] if a['image_id'] == last['id']]
+        mine[0]['image_id'] = 99
+
+    edit(workspace / COCO, change)
+    report = check(DETECTION)
+    assert found(report, 'more than one image id') == (1, '000015.jpg: ids 15, 99')
+    assert sum(report.problems.values()) == 1
+
+
 def test_entries_of_a_coco_file(workspace):
     def change(content):
         images, annotations = content['images'], content['annotations']
