@@ -23,12 +23,12 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mmivit.apis.launch import innermost_datasets, read_config, read_loadable
+from mmivit.apis.config import innermost_datasets, read_config
+from mmivit.apis.models import check_weights, read_loadable
 from mmivit.errors import CheckpointError
-from mmivit.models.loading import check_fits
 from mmivit.utils.files import write_whole
 from mmivit.utils.text import printable
-from mmivit.weights.checkpoint import dataset_meta, find_state_dict, naming
+from mmivit.weights.checkpoint import dataset_meta, naming
 from mmivit.weights.vetting import MOST_PIXELS, RefusedFile, check_image, check_regular
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
@@ -162,9 +162,7 @@ def predict(
         predictor = Segmentor(cfg, checkpoint, device, saved)
     else:
         predictor = Detector(cfg, checkpoint, device, saved, score_thr)
-    if loaded is not None:
-        with naming(checkpoint):
-            check_fits(predictor.model, find_state_dict(loaded))
+    check_weights(predictor.model, checkpoint, loaded)
     report = PredictReport()
     for (path, _), paths in zip(tqdm(images, unit='image'), targets):
         try:

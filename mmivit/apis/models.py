@@ -1,0 +1,114 @@
+"""A config's model, built, and loaded with the weights of a checkpoint or refused them.
+
+:func:`load_model` gives the model alone. MMEngine's Runner and the inferencers of mmdet and mmseg
+build and load theirs by themselves; :func:`read_loadable` goes before them and
+:func:`check_weights` behind, so that a checkpoint is refused in the same words everywhere.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, DefaultScope
+from torch import nn
+
+from mmivit.apis.config import check_file, check_scope
+from mmivit.errors import CheckpointError
+from mmivit.models.loading import check_fits
+from mmivit.weights.checkpoint import dataset_meta, find_state_dict, naming, read_checkpoint
+
+
+class LoadedModel(NamedTuple):
+    """A model in evaluation mode with a checkpoint's weights.
+
+    Attributes:
+        dataset_meta: the checkpoint's classes and palette, empty if it has none.
+    """
+
+    model: nn.Module
+    dataset_meta: dict
+
+
+def build_model(cfg: Config, device: str = 'cpu') -> nn.Module:
+    """A config's model in evaluation mode, its weights random; SyncBN is turned into BN.
+
+    Args:
+        cfg: a config of mmdet or mmseg.
+        device: where it is made; on 'meta' nothing is computed.
+
+    Raises:
+        LaunchError: the config's default_scope is neither mmdet nor mmseg.
+    """
+    scope = check_scope(cfg)
+    with torch.device(device), DefaultScope.overwrite_default_scope(scope):
+        # Some constructors change the config they are given.
+        return revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model))).eval()
+
+
+def load_model(cfg: Config, checkpoint: str) -> LoadedModel:
+    """A config's model on the CPU with a checkpoint's weights, all of them.
+
+    Args:
+        cfg: a config of mmdet or mmseg.
+        checkpoint: path of a ``.pth`` or ``.safetensors`` file.
+
+    Raises:
+        LaunchError: there is no such file, or the config's default_scope is neither mmdet nor
+            mmseg.
+        CheckpointError: the checkpoint is unsafe, unreadable, or of another model.
+    """
+    check_file(checkpoint, 'checkpoint')
+    loaded = read_checkpoint(checkpoint)
+    with naming(checkpoint):
+        weights, meta = find_state_dict(loaded), dataset_meta(loaded)
+    model = build_model(cfg)
+    with naming(checkpoint):
+        check_fits(model, weights)
+    model.load_state_dict(weights, strict=False)
+    return LoadedModel(model, meta)
+
+
+def read_loadable(
+    path: str, what: str, read: Callable[[str], dict | None] = read_checkpoint
+) -> dict | None:
+    """Read a checkpoint before MMEngine loads it; None of a URL, which it fetches by itself.
+
+    Args:
+        path: of the file.
+        what: the option that names it.
+        read: reads it, or checks it.
+
+    Raises:
+        LaunchError: there is no such file.
+        CheckpointError: it is unsafe, unreadable, or of a format that MMEngine does not load.
+    """
+    if '://' not in path:
+        check_file(path, what)
+    if path.endswith('.safetensors'):
+        raise CheckpointError(
+            f'{path}: MMEngine loads .pth files alone; safetensors are for conversion and init_cfg'
+        )
+    return None if '://' in path else read(path)
+
+
+def check_weights(model: nn.Module, checkpoint: str, loaded: dict | None) -> None:
+    """Refuse a checkpoint that MMEngine has loaded into a model, or is about to, if it is not its.
+
+    Args:
+        model: as it is, or wrapped for DDP or test-time augmentation.
+        checkpoint: its path.
+        loaded: what :func:`read_loadable` gave.
+
+    Raises:
+        CheckpointError: tensors of the model are missing or of another shape.
+    """
+    while hasattr(model, 'module'):
+        model = model.module
+    if loaded is not None and isinstance(model, nn.Module):  # FlexibleRunner has none yet
+        with naming(checkpoint):
+            check_fits(model, find_state_dict(loaded))
