@@ -89,8 +89,20 @@ def innermost_datasets(node: dict | list | None) -> Iterator[dict]:
             yield node
 
 
+def innermost_evaluators(node: dict | list | None) -> Iterator[dict]:
+    """Every metric of an evaluator's config, alone, in a list or in an evaluator of several."""
+    if isinstance(node, (list, tuple)):
+        for item in node:
+            yield from innermost_evaluators(item)
+    elif isinstance(node, dict):
+        if node.get('metrics'):
+            yield from innermost_evaluators(node['metrics'])
+        elif 'type' in node:
+            yield node
+
+
 def check_paths(cfg: Config, splits: tuple[str, ...]) -> None:
-    """Check that the annotation files and image folders a config names are there.
+    """Check that the files and folders of data sets and evaluators that a config names are there.
 
     Args:
         cfg: the config.
@@ -108,6 +120,10 @@ def check_paths(cfg: Config, splits: tuple[str, ...]) -> None:
                 path = os.path.join(root, part)
                 if '://' not in path:
                     expected[path] = root
+        for evaluator in innermost_evaluators(cfg.get(f'{split}_evaluator')):
+            path = evaluator.get('ann_file')
+            if path and '://' not in path:
+                expected.setdefault(path, os.path.dirname(path))
     missing = [path for path in expected if not os.path.exists(path)]
     if not missing:
         return

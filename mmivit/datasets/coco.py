@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 from collections import Counter
 from contextlib import redirect_stdout
@@ -14,7 +13,8 @@ from mmengine.dataset import BaseDataset
 from mmivit.datasets.coco_file import (
     annotation_findings,
     category_findings,
-    file_findings,
+    image_findings,
+    read_json,
     usable_entries,
 )
 from mmivit.datasets.images import look_at_all, look_at_image, size_text
@@ -31,45 +31,71 @@ def check_coco(
     """
     classes = dataset.metainfo.get('classes') or ()
     try:
-        with open(dataset.ann_file, encoding='utf-8') as file:
-            content = json.load(file)
-    except (OSError, ValueError, RecursionError) as error:
-        where = f'{dataset.ann_file}: {first_line(error)}'
-        report.add([Finding('annotation files that are not JSON', where)])
+        content = read_json(dataset.ann_file)
+    except ValueError as error:
+        report.add([Finding('annotation files that are not JSON', str(error))])
         return set(classes)
-    may_be_unlabelled = splits == ['test']
-    unlabelled = may_be_unlabelled and isinstance(content, dict) and 'annotations' not in content
+    # Semi-supervised training has a part whose pipeline loads no labels.
+    unlabelled = 'train' in splits and loaders.labels is None
+    bare = isinstance(content, dict) and 'annotations' not in content
     parts = dict(annotations=[])
-    for part in ('images', 'categories', 'annotations')[: 2 if unlabelled else 3]:
+    names = ('images', 'categories', 'annotations')
+    for part in names[: 2 if unlabelled or (bare and splits == ['test']) else 3]:
         parts[part], found = usable_entries(content, part)
         report.add(found)
-    names = {category['id']: category['name'] for category in parts['categories']}
-    sizes = {image['id']: (image['height'], image['width']) for image in parts['images']}
-    report.add(category_findings([entry['name'] for entry in parts['categories']], classes))
-    report.add(file_findings(parts['images']))
-    report.add(annotation_findings(parts['annotations'], sizes, set(names), loaders.with_mask))
-    objects = [
-        a
-        for a in parts['annotations']
-        if names.get(a['category_id']) in classes and a['image_id'] in sizes
-    ]
-    if objects and 'train' in splits and loaders.labels:
-        _report_use(report, dataset, objects, names)
-    elif objects and 'train' not in splits:
-        _report_evaluated(report, objects)
+    report.add(image_findings(parts['images']))
+    seen = set(classes)
+    if not unlabelled:
+        seen = _report_labels(report, dataset, loaders, splits, parts)
+    elif parts['images']:
+        _report_use(report, dataset, [], {})
     prefix = dataset.data_prefix.get('img', '')
-    paths = [os.path.join(prefix, image['file_name']) for image in parts['images']]
+    samples = [
+        dict(
+            img_path=os.path.join(prefix, image['file_name']),
+            img_id=image['id'],
+            height=image['height'],
+            width=image['width'],
+        )
+        for image in parts['images']
+    ]
     annotated = {annotation['image_id'] for annotation in parts['annotations']}
-    pictures = look_at_all(partial(look_at_image, load_image=loaders.image), paths, report)
-    for picture, image, path in zip(pictures, parts['images'], paths):
-        stated = (image['height'], image['width'])
+    pictures = look_at_all(partial(look_at_image, load_image=loaders.image), samples, report)
+    for picture, sample in zip(pictures, samples):
+        path, stated = sample['img_path'], (sample['height'], sample['width'])
         if picture.size not in (None, stated):
             where = f'{path}: {size_text(stated)} stated, {size_text(picture.size)} loaded'
             kind = 'images of another size than the annotation file states'
             report.add([Finding(kind, where)])
-        if image['id'] not in annotated:
+        if not unlabelled and sample['img_id'] not in annotated:
             report.add([Finding('images without an annotation', path, problem=False)])
-    return {names.get(annotation['category_id']) for annotation in parts['annotations']}
+    return seen
+
+
+def _report_labels(
+    report: DataReport,
+    dataset: BaseDataset,
+    loaders: Loaders,
+    splits: list[str],
+    parts: dict[str, list[dict]],
+) -> set[str]:
+    """Report on the usable categories and annotations of a file; the classes seen."""
+    classes = dataset.metainfo.get('classes') or ()
+    names = {category['id']: category['name'] for category in parts['categories']}
+    sizes = {image['id']: (image['height'], image['width']) for image in parts['images']}
+    annotations = parts['annotations']
+    report.add(category_findings([entry['name'] for entry in parts['categories']], classes))
+    report.add(annotation_findings(annotations, sizes, set(names), loaders.with_mask))
+    objects = [
+        annotation
+        for annotation in annotations
+        if names.get(annotation['category_id']) in classes and annotation['image_id'] in sizes
+    ]
+    if objects and 'train' in splits:
+        _report_use(report, dataset, objects, names)
+    elif objects:
+        _report_evaluated(report, objects)
+    return {names.get(annotation['category_id']) for annotation in annotations}
 
 
 def _report_use(
@@ -78,7 +104,7 @@ def _report_use(
     """Report how much is left of a training set after the data set's own filters.
 
     Args:
-        objects: annotations of the config's classes.
+        objects: annotations of the config's classes; none where no labels are loaded.
         names: of the categories, by id.
     """
     try:
@@ -91,22 +117,23 @@ def _report_use(
         return
     instances = [instance for entry in used for instance in entry['instances']]
     learnt = [instance for instance in instances if not instance['ignore_flag']]
-    report.facts.append(
-        f'{len(learnt)} of {len(objects)} objects and {len(used)} of {len(dataset.data_list)} '
-        'images reach training'
-    )
+    counted = f'{len(learnt)} of {len(objects)} objects and ' if objects else ''
+    report.facts.append(f'{counted}{len(used)} of {len(dataset.data_list)} images reach training')
+    if not used:
+        kind = 'annotation files of which no image reaches training'
+        report.add([Finding(kind, f'filter_cfg={dict(dataset.filter_cfg or {})}')])
     images = {entry['img_id'] for entry in used}
-    reasons: dict[str, list[dict]] = {}
+    reasons: Counter[str] = Counter()
     for item in objects:
         reason = _reason(item, images)
         if reason:
-            reasons.setdefault(reason, []).append(item)
+            reasons[reason] += 1
             where = f'annotation {item["id"]} of image {item["image_id"]}'
             kind = f'objects that do not reach training: {reason}'
             report.add([Finding(kind, where, problem=False)])
-    why = ', '.join(f'{len(items)} {reason}' for reason, items in reasons.items())
-    why = f': {why}' if why else ''
     if 2 * len(learnt) < len(objects):
+        why = ', '.join(f'{count} {reason}' for reason, count in reasons.items())
+        why = f': {why}' if why else ''
         kind = 'annotation files most of whose objects do not reach training'
         report.add([Finding(kind, f'{len(learnt)} of {len(objects)} do{why}')])
     left = {names[dataset.cat_ids[instance['bbox_label']]] for instance in learnt}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from mmivit.datasets.report import Finding
+from mmivit.datasets.report import Finding, first_line
 
 TOLERANCE = 1.0  # pixels by which boxes and polygons may pass the border: rounding
 
@@ -41,6 +42,19 @@ FIELDS = dict(
     categories=dict(id=_is_id, name=_is_text),
     annotations=dict(id=_is_id, image_id=_is_id, category_id=_is_id, bbox=_is_box, area=_is_number),
 )
+
+
+def read_json(path: str) -> object:
+    """The content of a JSON file.
+
+    Raises:
+        ValueError: it cannot be read as JSON.
+    """
+    try:
+        with open(path, encoding='utf-8') as file:
+            return json.load(file)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f'{path}: {first_line(error)}') from error
 
 
 def usable_entries(content: object, part: str) -> tuple[list[dict], list[Finding]]:
@@ -85,7 +99,19 @@ def category_findings(names: Sequence[str], classes: Sequence[str]) -> Iterator[
         yield Finding(kind, f'write classes={tuple(kept)}')
 
 
-def file_findings(images: list[dict]) -> Iterator[Finding]:
+def evaluation_findings(annotations: list[dict]) -> Iterator[Finding]:
+    """Find what COCO's evaluation makes something else of than training does."""
+    for annotation in annotations:
+        where = f'annotation {annotation["id"]} of image {annotation["image_id"]}'
+        if annotation['id'] == 0:
+            kind = "annotations with id 0, which COCO's matching takes for no match: count from 1"
+            yield Finding(kind, where)
+        if 'iscrowd' not in annotation:
+            kind = "annotations without 'iscrowd', on which COCO's evaluation fails: write 0"
+            yield Finding(kind, where)
+
+
+def image_findings(images: list[dict]) -> Iterator[Finding]:
     """Find files listed more than once: each copy is trained on with a part of the objects."""
     ids: dict[str, list] = {}
     for image in images:
@@ -105,7 +131,7 @@ def annotation_findings(
         annotations: those with all that CocoDataset needs.
         sizes: height and width of the images by id.
         categories: ids of the categories.
-        with_mask: whether the pipeline wants masks.
+        with_mask: whether the pipeline or the evaluator wants masks.
     """
     for annotation in tqdm(annotations, unit='annotation'):
         where = f'annotation {annotation["id"]}'
@@ -117,14 +143,18 @@ def annotation_findings(
             continue
         where += f' of image {image}'
         yield from _box_findings(annotation, *sizes[image], where)
+        if not with_mask:  # nobody reads them
+            continue
         mask = annotation.get('segmentation')
         if mask:
             faults = (_run_faults if isinstance(mask, dict) else _polygon_faults)(
                 mask, *sizes[image]
             )
             yield from (Finding(kind, where) for kind in sorted(faults))
-        elif with_mask:
-            yield Finding('annotations without the mask that the pipeline wants', where)
+        else:
+            yield Finding(
+                'annotations without the mask that the pipeline or the evaluator wants', where
+            )
 
 
 def _box_findings(annotation: dict, height: float, width: float, where: str) -> Iterator[Finding]:

@@ -7,7 +7,9 @@ import zlib
 import cv2
 import numpy as np
 import pytest
+from mmcv.transforms import BaseTransform
 from mmengine.config import Config
+from mmengine.registry import TRANSFORMS
 from PIL import Image
 from pycocotools import mask as rle
 
@@ -41,6 +43,16 @@ def edit(path, change):
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
+
+
+def rename(path, new):
+    """Change the file names of a COCO file's images."""
+
+    def change(content):
+        for image in content['images']:
+            image['file_name'] = new(image['file_name'])
+
+    edit(path, change)
 
 
 def found(report, kind):
@@ -319,6 +331,179 @@ def test_one_file_under_two_image_ids(workspace):
     report = check(DETECTION)
     assert found(report, 'more than one image id') == (1, '000015.jpg: ids 15, 99')
     assert sum(report.problems.values()) == 1
+
+
+VALIDATION = COCO.replace('training', 'validation')
+
+
+def test_ids_from_zero_and_annotations_without_iscrowd(workspace):
+    def change(content):
+        for annotation in content['annotations']:
+            annotation['id'] -= 1
+        for annotation in content['annotations'][1:3]:
+            del annotation['iscrowd']
+
+    edit(workspace / VALIDATION, change)
+    edit(workspace / COCO, change)
+    report = check(DETECTION, ['val'])
+    assert found(report, 'with id 0')[0] == 1
+    assert found(report, "without 'iscrowd'")[0] == 2
+    assert sum(report.problems.values()) == 3
+    assert not check(DETECTION).problems  # nothing is evaluated with it
+    # An evaluator that makes its file from the data set numbers from 1.
+    assert not check(DETECTION, ['val'], val_evaluator=dict(ann_file=None)).problems
+
+
+def test_evaluators_with_a_file_that_is_not_the_loaders(workspace):
+    with pytest.raises(LaunchError, match=r'data/shapesannotations/val\.json'):
+        check(DETECTION, ['val'], val_evaluator=dict(ann_file='data/shapesannotations/val.json'))
+    other = workspace / 'other.json'
+    # The training images have the ids of the validation images too, and more of them.
+    other.write_bytes((workspace / COCO).read_bytes())
+    rename(other, lambda name: f'other/{name}')
+    edit(
+        workspace / VALIDATION,
+        lambda c: [i.update(file_name=f'my/{i["file_name"]}') for i in c['images']],
+    )
+    report = check(DETECTION, ['val'], val_evaluator=dict(ann_file='other.json'))
+    assert found(report, 'others in the evaluator')[0] == 2
+    assert 'is other/000000.jpg, loaded is my/000000.jpg' in found(report, 'others in')[1]
+    assert found(report, 'not loaded')[0] == TRAIN - 2
+    edit(other, lambda content: content['images'].pop(1))
+    report = check(DETECTION, ['val'], val_evaluator=dict(ann_file='other.json'))
+    assert 'has no image 1 (my/000001.jpg)' in found(report, 'does not have')[1]
+
+
+def test_an_evaluator_may_read_another_file_of_the_same_images(workspace):
+    other = workspace / 'other.json'
+    other.write_bytes((workspace / VALIDATION).read_bytes())
+    edit(
+        other,
+        lambda c: [i.update(file_name=f'images/validation/{i["file_name"]}') for i in c['images']],
+    )
+    assert not check(DETECTION, ['val'], val_evaluator=dict(ann_file=str(other))).problems
+
+
+def test_a_metric_for_each_data_set(workspace):
+    cfg = Config.fromfile(DETECTION)
+    part = dict(cfg.val_dataloader.dataset)
+    train = dict(
+        part,
+        ann_file=cfg.train_dataloader.dataset.ann_file,
+        data_prefix=dict(img='images/training/'),
+    )
+    cfg.val_dataloader.dataset = dict(type='ConcatDataset', datasets=[part, train])
+    metrics = [dict(type='CocoMetric', ann_file=path) for path in (VALIDATION, COCO)]
+    cfg.val_evaluator = dict(
+        type='MultiDatasetsEvaluator', metrics=metrics, dataset_prefixes=['a', 'b']
+    )
+    cfg.dump('several.py')
+    assert not any(report.problems for report in check_datasets('several.py'))
+    cfg.val_evaluator.metrics = metrics[::-1]
+    cfg.dump('several.py')
+    reports = check_datasets('several.py', ['val'])
+    assert found(reports[0], 'not loaded')[0] == TRAIN - 2
+    assert found(reports[1], 'does not have')[0] == TRAIN - 2
+
+
+BOXES = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='PackDetInputs'),
+]
+
+
+def test_masks_are_asked_for_where_they_are_used(workspace):
+    def change(content):
+        shapes = ([], [[]], [[1, 2, 9, 9]], None)
+        for annotation, shape in zip(content['annotations'], shapes):
+            annotation['segmentation'] = shape
+        for annotation in content['annotations'][len(shapes) :]:
+            del annotation['segmentation']
+
+    for path in (COCO, VALIDATION):
+        edit(workspace / path, change)
+    assert not check(DETECTION, **{'train_dataloader.dataset.pipeline': BOXES}).problems
+    options = {'val_dataloader.dataset.pipeline': BOXES, 'val_evaluator.metric': 'bbox'}
+    assert not check(DETECTION, ['val'], **options).problems
+    for split in ('train', 'val'):
+        assert 'without the mask' in str(check(DETECTION, [split]).problems)
+    options['val_evaluator.metric'] = ['bbox', 'segm']  # reads them whatever the pipeline does
+    assert 'without the mask' in str(check(DETECTION, ['val'], **options).problems)
+
+
+def test_the_unlabelled_part_of_a_semi_supervised_set(workspace):
+    cfg = Config.fromfile(DETECTION)
+    labelled = dict(cfg.train_dataloader.dataset)
+    steps = [dict(type='LoadImageFromFile'), dict(type='LoadEmptyAnnotations')]
+    branch = [dict(type='RandomFlip', prob=0.5), dict(type='PackDetInputs')]
+    steps.append(dict(type='MultiBranch', branch_field=['student'], student=branch))
+    keep = dict(filter_empty_gt=False)
+    unlabelled = dict(labelled, ann_file='bare.json', filter_cfg=keep, pipeline=steps)
+    cfg.train_dataloader.dataset = dict(type='ConcatDataset', datasets=[labelled, unlabelled])
+    cfg.dump('semi.py')
+    bare = json.loads((workspace / COCO).read_text())
+    del bare['annotations']
+    (workspace / 'data/shapes/bare.json').write_text(json.dumps(bare))
+    for report in check_datasets('semi.py', ['train']):
+        assert not report.problems
+        assert not report.notes
+    assert report.facts == ['16 of 16 images reach training']
+    # Not with the filter that leaves out images without objects, nor as a labelled part.
+    unlabelled['filter_cfg'] = dict(filter_empty_gt=True)
+    cfg.train_dataloader.dataset = dict(type='ConcatDataset', datasets=[labelled, unlabelled])
+    cfg.dump('semi.py')
+    assert 'no image reaches' in str(check_datasets('semi.py', ['train'])[1].problems)
+    report = check(DETECTION, **{'train_dataloader.dataset.ann_file': 'bare.json'})
+    assert found(report, 'lists missing') == (1, 'annotations')
+
+
+@TRANSFORMS.register_module()
+class LoadBands(BaseTransform):
+    """Six bands of a .npy file."""
+
+    def transform(self, results):
+        return dict(results, img=np.load(results['img_path']))
+
+
+@TRANSFORMS.register_module()
+class LoadOwnAnnotations(BaseTransform):
+    def transform(self, results):
+        return dict(results, gt_seg_map=np.load(results['seg_map_path']).astype(np.int64))
+
+
+def test_loaders_of_ones_own_are_used_instead_of_pillow(workspace):
+    for path in (workspace / IMAGES).iterdir():
+        rows = np.asarray(Image.open(path))
+        np.save(path.with_suffix('.npy'), np.dstack([rows, rows]))
+        path.unlink()
+    for path in (workspace / LABELS).iterdir():
+        np.save(path.with_suffix('.npy'), np.array(Image.open(path)) - 1)
+        path.unlink()
+    rename(workspace / COCO, lambda name: name.replace('jpg', 'npy'))
+    steps = [dict(type='LoadBands'), *BOXES[1:]]
+    report = check(DETECTION, **{'train_dataloader.dataset.pipeline': steps})
+    assert not report.problems
+    assert report.images == TRAIN
+    options = {
+        'train_dataloader.dataset.img_suffix': '.npy',
+        'train_dataloader.dataset.seg_map_suffix': '.npy',
+        'train_dataloader.dataset.pipeline': [
+            dict(type='LoadBands'),
+            dict(type='LoadOwnAnnotations'),
+        ],
+    }
+    report = check(SEGMENTATION, **options)
+    assert not report.problems
+    assert report.images == TRAIN
+    np.save(workspace / LABELS / '000000.npy', np.full((32, 40), 9))
+    (workspace / IMAGES / '000001.npy').write_bytes(b'')
+    report = check(SEGMENTATION, **options)
+    assert found(report, 'images that the pipeline fails to load')[0] == 1
+    assert found(report, 'another size than the image')[0] == 1
+    assert found(report, 'none of the 6 classes')[1].endswith(': 9')
+    report = check(DETECTION, **{'train_dataloader.dataset.pipeline': BOXES})
+    assert found(report, 'images that are no image')[0] == TRAIN - 1
 
 
 def test_entries_of_a_coco_file(workspace):
