@@ -35,5 +35,5 @@ WEIGHT_INITIALIZERS = Registry(
     'weight initializer',
     parent=MMENGINE_WEIGHT_INITIALIZERS,
     scope='mmivit',
-    locations=['mmivit.weights.sources'],
+    locations=['mmivit.weights.pretrained'],
 )

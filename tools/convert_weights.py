@@ -9,8 +9,8 @@ import sys
 
 from mmivit.errors import CheckpointError
 from mmivit.models.attention import ATTENTIONS
-from mmivit.weights.converters import SOURCES, TARGETS
-from mmivit.weights.sources import convert_file
+from mmivit.weights.converters import TARGETS, convert_file
+from mmivit.weights.kinds import SOURCES
 
 
 def main() -> None:

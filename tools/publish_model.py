@@ -7,7 +7,7 @@ import argparse
 import sys
 
 from mmivit.errors import CheckpointError
-from mmivit.weights.sources import publish
+from mmivit.weights.publish import publish
 
 
 def main() -> None:

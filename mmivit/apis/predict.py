@@ -25,11 +25,11 @@ from tqdm import tqdm
 
 from mmivit.apis.config import innermost_datasets, read_config
 from mmivit.apis.models import check_weights, read_loadable
+from mmivit.datasets.images import MOST_PIXELS, check_image
 from mmivit.errors import CheckpointError
-from mmivit.utils.files import write_whole
+from mmivit.utils.files import RefusedFile, check_regular, write_whole
 from mmivit.utils.text import printable
 from mmivit.weights.checkpoint import dataset_meta, naming
-from mmivit.weights.vetting import MOST_PIXELS, RefusedFile, check_image, check_regular
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
 MAX_LOGITS = 2**27  # elements, half a GiB in fp32; more are never held at once

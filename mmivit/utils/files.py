@@ -1,10 +1,26 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and read only if they are files."""
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+class RefusedFile(Exception):
+    """A file that is not handed on to its reader; the message says what it seems to be."""
+
+
+def check_regular(path: str | Path) -> None:
+    """Refuse what is no file to read from beginning to end: folders, pipes, devices.
+
+    Raises:
+        RefusedFile: it is one of these.
+        OSError: there is no such file.
+    """
+    if not stat.S_ISREG(Path(path).stat().st_mode):
+        raise RefusedFile('a folder, pipe or device, not a file')
 
 
 def check_absent(path: str | Path, force: bool) -> None:

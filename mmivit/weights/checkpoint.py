@@ -17,10 +17,10 @@ from mmengine.logging import HistoryBuffer
 from torch import Tensor
 
 from mmivit.errors import CheckpointError
-from mmivit.utils.files import check_absent, whole
+from mmivit.utils.files import RefusedFile, check_absent, check_regular, whole
 from mmivit.utils.text import listed, printable
 from mmivit.weights.safe_globals import HAS_ALLOW_LIST, SafePickle
-from mmivit.weights.vetting import RefusedFile, check_checkpoint, check_regular
+from mmivit.weights.vetting import check_checkpoint
 
 MOST_VIEWS = 16  # bytes of tensors per byte of the file: some share their numbers
 

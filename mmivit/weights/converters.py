@@ -1,4 +1,7 @@
-"""Weights of other models into iViT, and back: pure functions from a state dict to a state dict.
+"""Weights of other models into iViT, and back: of a state dict, and of a file.
+
+:func:`convert` is a pure function. What is particular to the model that weights come from stands
+in :mod:`mmivit.weights.kinds`.
 
 iViT has CAFormer's scaffold, so CAFormer's ImageNet weights carry over whole: its queries, keys,
 values and projections become iMHSA's, and the interaction, which CAFormer has not got, starts at
@@ -9,9 +12,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,30 +23,17 @@ from torch import Tensor
 from mmivit.errors import CheckpointError
 from mmivit.models.attention import ATTENTIONS
 from mmivit.models.ivit import ARCHITECTURES, ATTENTION_STAGES, NUM_STAGES, IViT, read_arch
+from mmivit.utils.files import check_absent
 from mmivit.utils.text import listed, printable
+from mmivit.version import __version__
+from mmivit.weights.checkpoint import naming, write_checkpoint
+from mmivit.weights.kinds import find_kind
+from mmivit.weights.sources import checksum, fetch
 
 TARGETS = ('backbone', 'timm')
 MOST_BLOCKS = 512  # ten times the deepest; building the model to compare with takes time for each
 MAX_ROWS = 12  # names listed per group of a report
-
-# Names by which a file is told from others, and what it then is.
-FOREIGN = (
-    (r'layer\d\.\d+\.conv\d\.weight$', 'a ResNet'),
-    (r'relative_position_bias_table$', 'a Swin Transformer'),
-    (r'attn\.(sr|kv)\.', 'a PVT or MiT'),
-    (r'(conv_dw|dwconv|depthwise_conv)\.weight$', 'a ConvNeXt or another convolutional network'),
-    (r'(^|\.)(cls_token|pos_embed)$', 'a plain vision transformer'),
-    (r'features\.\d+\.', 'a torchvision convolutional network'),
-)
 HEAD = ('head.norm.weight', 'head.norm.bias', 'head.fc.weight', 'head.fc.bias')
-METAFORMER_NAMES = (  # sail-sg's names of what timm and we call otherwise
-    (r'^downsample_layers\.0\.post_norm\.', 'stem.norm.'),
-    (r'^downsample_layers\.0\.', 'stem.'),
-    (r'^downsample_layers\.(\d)\.pre_norm\.', r'stages.\1.downsample.norm.'),
-    (r'^downsample_layers\.(\d)\.', r'stages.\1.downsample.'),
-    (r'^stages\.(\d)\.(\d+)\.', r'stages.\1.blocks.\2.'),
-    (r'^norm\.', 'head.'),
-)
 
 
 @dataclass
@@ -50,7 +41,7 @@ class ConversionReport:
     """What became of every tensor. Names are the result's, except those that found no place.
 
     Attributes:
-        source: what the file was read as, one of :data:`SOURCES`.
+        source: what the file was read as, one of :data:`mmivit.converters.SOURCES`.
         target: 'backbone' or 'timm'.
         arch: the architecture by name, or depths and widths if it has none.
         matched: tensors of the result.
@@ -103,7 +94,8 @@ def convert(
 
     Args:
         state_dict: names and tensors, without a checkpoint's other contents.
-        source: what to read them as, one of :data:`SOURCES`; told by the names if not given.
+        source: what they must be, one of :data:`mmivit.converters.SOURCES`; told by the names
+            if not given.
         arch: what the architecture must be; told by the shapes if not given.
         target: 'backbone' (bare names, for ``mmivit.IViT``) or 'timm' (for ``ivit_*``; the head
             is kept if there is one).
@@ -116,34 +108,34 @@ def convert(
         The converted tensors and a report. Tensors are the source's own where nothing changed.
 
     Raises:
-        CheckpointError: it is another model's, incomplete, of another architecture than asked
-            for, or holds tensors that have no place in an iViT.
+        CheckpointError: it is another model's, incomplete, of another source or architecture than
+            asked for, or holds tensors that have no place in an iViT.
+        ValueError: an option has a value that is not allowed.
     """
     if target not in TARGETS:
         raise ValueError(f'target={target!r}: expected one of {TARGETS}')
-    if source is not None and source not in SOURCES:
-        raise ValueError(f'source={source!r}: expected one of {tuple(SOURCES)}')
     if attention is not None and attention not in ATTENTIONS:
         raise ValueError(f'attention={attention!r}: expected one of {tuple(ATTENTIONS)}')
-    source = source or recognise(state_dict)
+    kind = find_kind(state_dict, source)
     idle = [pattern for pattern in drop if not any(fnmatch(name, pattern) for name in state_dict)]
     if idle:
         raise CheckpointError(f'nothing is called {listed(idle)}, which was to be left out')
     state, dropped = {}, []
     for name, tensor in state_dict.items():
-        key = None if any(fnmatch(name, pattern) for pattern in drop) else SOURCES[source](name)
+        key = None if any(fnmatch(name, pattern) for pattern in drop) else kind.rename(name)
         if key is None or (key.startswith('head.') and target == 'backbone'):
             dropped.append(name)
         else:
             state[key] = tensor
+    attention = attention or kind.attention or kind.trained_with(state)
     try:
         shape = _read_shape(state, arch)
-        expected = _expected(state, shape, attention, target, in_channels, source)
+        expected = _expected(state, shape, attention, target, in_channels)
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f'this is no {source!r}: {type(error).__name__} {printable(error)}'
+            f'this is no {kind.name!r}: {type(error).__name__} {printable(error)}'
         ) from error
-    report = ConversionReport(source, target, _arch_name(shape), dropped=dropped)
+    report = ConversionReport(kind.name, target, _arch_name(shape), dropped=dropped)
     converted = {}
     for key, tensor in state.items():
         if key in expected:
@@ -176,38 +168,43 @@ def convert(
     return converted, report
 
 
-def recognise(state_dict: dict[str, Tensor]) -> str:
-    """What a state dict is of, one of :data:`SOURCES`, by its names.
+def convert_file(
+    src: str | Path,
+    dst: str | Path,
+    force: bool = False,
+    dry_run: bool = False,
+    **options,
+) -> ConversionReport:
+    """Convert a file, a URL or a timm model to a file; :func:`convert` on files.
+
+    The result carries its source, the source's sha256, its architecture and the converter's
+    version, as strings.
+
+    Args:
+        src: as for :func:`mmivit.weights.sources.fetch`.
+        dst: ``.pth`` or ``.safetensors``.
+        force: replace an existing file.
+        dry_run: write nothing.
+        options: of :func:`convert`.
 
     Raises:
-        CheckpointError: nothing that converts; the message says what it seems to be.
+        CheckpointError: the source does not convert.
+        FileExistsError: the destination exists and ``force`` is off.
     """
-    names = list(state_dict)
-    mlp = state_dict.get('stages.0.blocks.0.mlp.fc1.weight')
-    if 'backbone.stem.conv.weight' in state_dict:
-        return 'openmmlab'
-    if 'stem.conv.weight' in state_dict and mlp is not None:
-        source = 'caformer' if mlp.ndim == 4 else 'ivit'
-        attention = 'stages.2.blocks.0.token_mixer.qkv.weight'
-    elif 'downsample_layers.0.conv.weight' in state_dict:
-        source, attention = 'metaformer', 'stages.2.0.token_mixer.qkv.weight'
-    else:
-        if not names:
-            raise CheckpointError('it holds no weights')
-        seems = next(
-            (what for pattern, what in FOREIGN if any(re.search(pattern, n) for n in names)),
-            'of an unknown model',
+    check_absent(dst, force or dry_run)
+    with naming(src):
+        weights = fetch(src)
+        converted, report = convert(weights, **options)
+    if not dry_run:
+        meta = dict(
+            source=printable(src if '://' in str(src) else Path(src).name),
+            sha256=checksum(src, weights),
+            arch=report.arch,
+            target=report.target,
+            converter=f'mmivit {__version__}',
         )
-        raise CheckpointError(
-            f'it seems to be {seems} (its first names: {listed(names[:3])}), and only '
-            f'iViT, CAFormer and detectors and segmentors with an iViT convert'
-        )
-    if source != 'ivit' and attention not in state_dict:
-        raise CheckpointError(
-            'it seems to be another MetaFormer (PoolFormer, ConvFormer) without attention in '
-            'stage 3; of that family only CAFormer converts'
-        )
-    return source
+        write_checkpoint(dst, converted, meta, force)
+    return report
 
 
 def adapt_input_channels(weight: Tensor, in_channels: int) -> Tensor:
@@ -229,36 +226,6 @@ def adapt_input_channels(weight: Tensor, in_channels: int) -> Tensor:
     if in_channels == 1:
         return weight.sum(1, keepdim=True)
     return weight[:, torch.arange(in_channels) % old] * (old / in_channels)
-
-
-def _from_caformer(name: str) -> str | None:
-    """timm's CAFormer; its classifier is of another form."""
-    if name.startswith('head.'):
-        return None
-    return re.sub(r'(res_scale\d)\.scale$', r'\1', name)
-
-
-def _from_metaformer(name: str) -> str | None:
-    """CAFormer as its authors wrote it."""
-    for pattern, replacement in METAFORMER_NAMES:
-        name, count = re.subn(pattern, replacement, name)
-        if count:
-            break
-    return _from_caformer(name)
-
-
-def _from_openmmlab(name: str) -> str | None:
-    """The backbone of a detector, a segmentor or mmpretrain's classifier."""
-    return name.removeprefix('backbone.') if name.startswith('backbone.') else None
-
-
-# What each name becomes; None is left out.
-SOURCES: dict[str, Callable[[str], str | None]] = {
-    'ivit': lambda name: name,
-    'caformer': _from_caformer,
-    'metaformer': _from_metaformer,
-    'openmmlab': _from_openmmlab,
-}
 
 
 def _read_shape(state: dict[str, Tensor], arch: str | None) -> dict:
@@ -296,20 +263,12 @@ def _arch_name(shape: dict) -> str:
 def _expected(
     state: dict[str, Tensor],
     shape: dict,
-    attention: str | None,
+    attention: str,
     target: str,
     in_channels: int | None,
-    source: str,
 ) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the model that the weights are converted for."""
     mixed = [name for name in state if '.interaction' in name]
-    if attention is None:
-        if any('.interaction_q' in name or '.interaction_k' in name for name in mixed):
-            attention = 'imhsa'
-        else:
-            # 'mhsa' and 'decomposed' have the same tensors.
-            plain = 'mhsa' if source in ('ivit', 'openmmlab') else 'imhsa'
-            attention = 'interactive' if mixed else plain
     deep = [shape['widths'][i] for i in ATTENTION_STAGES]
     head_dim = 32 if not any(width % 32 for width in deep) else math.gcd(*deep)
     if mixed and len(state[mixed[0]]):

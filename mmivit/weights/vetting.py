@@ -1,4 +1,4 @@
-"""Looking at strangers' files before torch and OpenCV read them.
+"""Looking at strangers' checkpoints before torch reads them.
 
 ``weights_only`` keeps a checkpoint from running code. It does not keep a small one from filling
 the memory (members that inflate, tensors larger than the file), from never ending (tuples of the
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import pickletools
-import stat
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -19,7 +18,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from PIL import Image
+
+from mmivit.utils.files import RefusedFile
 
 ZIP_START = b'PK\x03\x04'  # by which torch tells its two formats apart
 LEGACY_START = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # torch's magic number, pickled
@@ -35,41 +35,8 @@ OPERATIONS = frozenset(
 )
 CHANGES = frozenset(('APPEND', 'APPENDS', 'SETITEM', 'SETITEMS', 'BUILD'))
 CONSTANTS = dict(NONE=None, NEWTRUE=True, NEWFALSE=False, EMPTY_TUPLE=())
-MOST_PIXELS = 89_478_485  # where Pillow warns of a decompression bomb; 256 MiB decoded
-# Those that OpenCV reads too; for others Pillow may even start a program.
-IMAGE_FORMATS = ('JPEG', 'PNG', 'BMP', 'TIFF', 'WEBP', 'PPM', 'GIF', 'JPEG2000', 'SUN')
 DEEPEST = 64  # containers within containers; MMEngine's checkpoints have about ten
 SHARING = 64  # steps to walk through everything, per byte of pickle
-
-
-class RefusedFile(Exception):
-    """A file that is not handed on; the message says what it seems to be."""
-
-
-def check_regular(path: str | Path) -> None:
-    """Refuse what is no file to read from beginning to end: folders, pipes, devices.
-
-    Raises:
-        RefusedFile: it is one of these.
-        OSError: there is no such file.
-    """
-    if not stat.S_ISREG(Path(path).stat().st_mode):
-        raise RefusedFile('a folder, pipe or device, not a file')
-
-
-def check_image(path: str | Path) -> tuple[int, int]:
-    """Width and height of an image that may be decoded, by its header and a PNG's parts.
-
-    Raises:
-        PIL.Image.DecompressionBombError: it has more than MOST_PIXELS.
-        Exception: of nearly any kind, it is damaged or no image.
-    """
-    with Image.open(path, formats=IMAGE_FORMATS) as image:
-        if image.width * image.height > MOST_PIXELS:
-            raise Image.DecompressionBombError(f'{image.width} x {image.height}')
-        # OpenCV takes as much memory as a broken PNG says that its next part is long.
-        image.verify()
-        return image.size
 
 
 def check_checkpoint(path: str | Path) -> None:

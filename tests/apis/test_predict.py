@@ -15,14 +15,14 @@ from PIL import Image
 
 from mmivit.apis import predict
 from mmivit.errors import CheckpointError
-from mmivit.weights.vetting import RefusedFile
+from mmivit.utils.files import RefusedFile
 from tests.conftest import ROOT
 
 READER = """
 import resource, sys
 from pathlib import Path
 from mmivit.apis.predict import read_image
-from mmivit.weights.vetting import RefusedFile
+from mmivit.utils.files import RefusedFile
 size = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + 2**29,) * 2)
 for path in sys.argv[1:]:

@@ -48,7 +48,7 @@ with atheris.instrument_imports(include=['mmivit']):
     from mmivit.apis import predict
     from mmivit.errors import CheckpointError
     from mmivit.models import IViT
-    from mmivit.weights import checkpoint, converters, sources
+    from mmivit.weights import checkpoint, converters, kinds
 
 ARCH = dict(depths=(1, 1, 2, 1), widths=(8, 16, 32, 32))
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -185,7 +185,7 @@ class Converter:
         options = {}
         if take.ConsumeBool():
             options = dict(
-                source=take.PickValueInList([None, *converters.SOURCES]),
+                source=take.PickValueInList([None, *kinds.SOURCES]),
                 arch=take.PickValueInList([None, 'nano', 'base', 'huge', '']),
                 target=take.PickValueInList(list(converters.TARGETS)),
                 attention=take.PickValueInList([None, 'imhsa', 'mhsa', 'interactive']),
@@ -203,7 +203,7 @@ class Converter:
                 else:
                     source = self.folder / 'out' / f'x.{suffix}'
                     checkpoint.write_checkpoint(source, state, {}, force=True)
-                    sources.convert_file(source, source.with_stem('y'), force=True, **options)
+                    converters.convert_file(source, source.with_stem('y'), force=True, **options)
         except (CheckpointError, OSError) as error:
             one_line(error)
         except ValueError:  # an option that is none

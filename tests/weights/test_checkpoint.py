@@ -14,6 +14,7 @@ from mmivit.errors import CheckpointError
 from mmivit.models import IViT
 from mmivit.weights import checkpoint
 from tests.conftest import FORKS
+from tests.weights.states import equal
 
 ONE = torch.ones(1)
 weights_only = pytest.mark.skipif(
@@ -142,3 +143,22 @@ def test_a_load_is_reported(log):
     assert '1 missing: backbone.norm3.weight' in report
     assert '1 unexpected: backbone.head.weight' in report
     assert 'backbone.stem.conv.bias (7,) instead of (32,)' in report
+
+
+def test_a_written_file_holds_no_more_than_its_tensors(folder):
+    whole = torch.randn(1000, 1000)
+    checkpoint.write_checkpoint('view.pth', {'corner': whole[:1, :1]}, {})
+    assert os.path.getsize('view.pth') < 10_000
+
+
+@pytest.mark.parametrize('key', ['state_dict', 'model', 'state_dict_ema', 'model_ema', None])
+@pytest.mark.parametrize('prefix', ['', 'module.', 'module._orig_mod.', '_orig_mod.module.'])
+def test_weights_are_found_where_torch_and_timm_put_them(key, prefix):
+    weights = {'a.weight': torch.ones(1), 'module_list.0': torch.ones(2)}
+    held = {prefix + name: tensor for name, tensor in weights.items()}
+    assert equal(checkpoint.find_state_dict({key: held, 'epoch': 3} if key else held), weights)
+
+
+def test_averaged_weights_come_first():
+    last, averaged = {'a': torch.zeros(1)}, {'a': torch.ones(1)}
+    assert checkpoint.find_state_dict(dict(state_dict=last, state_dict_ema=averaged))['a'] == 1

@@ -1,60 +1,29 @@
 """Conversions against the models the weights come from."""
 
+import os
+import pickle
 import re
+from argparse import Namespace
 
 import pytest
 import timm
 import torch
 from mmengine.config import Config
-from timm.models import adapt_input_conv, metaformer
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from timm.models import adapt_input_conv
 
 from mmivit.errors import CheckpointError
 from mmivit.models import IViT
-from mmivit.weights.converters import SOURCES, adapt_input_channels, convert, recognise
-from tests.conftest import CONFIGS
+from mmivit.weights.checkpoint import read_checkpoint
+from mmivit.weights.converters import adapt_input_channels, convert, convert_file
+from mmivit.weights.sources import fetch
+from tests.conftest import CONFIGS, run_tool
+from tests.weights.states import as_the_authors_wrote_it, equal, prefixed, randomise, small_caformer
 
-HEAD = ('norm.weight', 'norm.bias', 'fc.weight', 'fc.bias')
 CAFORMERS = dict(
     caformer_s18='tiny', caformer_s36='small', caformer_m36='medium', caformer_b36='base'
 )
-
-
-def randomise(module):
-    """Every parameter away from its initial value, so that none can be mixed up unnoticed."""
-    generator = torch.Generator().manual_seed(0)
-    for parameter in module.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.05, generator=generator)
-        else:
-            torch.nn.init.uniform_(parameter, 0.5, 1.5, generator=generator)
-    return module.eval()
-
-
-def small_caformer(**options):
-    """timm's CAFormer at the size of iViT-Nano."""
-    model = metaformer.MetaFormer(
-        depths=(2, 2, 4, 2),
-        dims=(32, 64, 128, 256),
-        token_mixers=[metaformer.SepConv] * 2 + [metaformer.Attention] * 2,
-        norm_layers=[metaformer.LayerNorm2dNoBias] * 2 + [metaformer.LayerNormNoBias] * 2,
-        **options,
-    )
-    return randomise(model)
-
-
-def as_the_authors_wrote_it(state):
-    """timm's names of CAFormer back to sail-sg's, whose point-wise layers are linear."""
-    renamed = {}
-    for name, tensor in state.items():
-        name = name.replace('stem.conv', 'downsample_layers.0.conv')
-        name = name.replace('stem.norm', 'downsample_layers.0.post_norm')
-        name = re.sub(r'stages\.(\d)\.downsample\.norm', r'downsample_layers.\1.pre_norm', name)
-        name = re.sub(r'stages\.(\d)\.downsample', r'downsample_layers.\1', name)
-        name = re.sub(r'stages\.(\d)\.blocks', r'stages.\1', name)
-        name = name.replace('head.norm', 'norm').replace('head.fc', 'head')
-        linear = re.search(r'pwconv\d\.weight|mlp\.fc\d\.weight', name)
-        renamed[name] = tensor[:, :, 0, 0] if linear and tensor.ndim == 4 else tensor
-    return renamed
 
 
 def stage_outputs(backbone, image):
@@ -155,7 +124,7 @@ def test_the_backbone_of_detectors_and_segmentors(config):
     model = randomise(MODELS.build(cfg.model))
     converted, report = convert(model.state_dict())
     assert report.source == 'openmmlab'
-    own = {f'backbone.{name}': tensor for name, tensor in converted.items()}
+    own = prefixed(converted)
     whole = {n: t for n, t in model.state_dict().items() if n.startswith('backbone.')}
     assert own.keys() == whole.keys()
     assert all(torch.equal(own[name], whole[name]) for name in own)
@@ -164,7 +133,7 @@ def test_the_backbone_of_detectors_and_segmentors(config):
 
 def test_mmpretrain_classifiers():
     backbone = randomise(IViT('nano', out_indices=(3,))).state_dict()
-    state = {f'backbone.{name}': tensor for name, tensor in backbone.items()}
+    state = prefixed(backbone)
     state |= {'head.fc.weight': torch.zeros(5, 256), 'head.fc.bias': torch.zeros(5)}
     converted, report = convert(state)
     assert converted.keys() == backbone.keys()
@@ -224,25 +193,6 @@ def test_the_source_is_left_as_it_was():
     convert(state, in_channels=1)
     assert state.keys() == before.keys()
     assert all(torch.equal(state[name], before[name]) for name in state)
-
-
-@pytest.mark.parametrize(
-    ('name', 'message'),
-    [
-        ('resnet18', 'a ResNet'),
-        ('swin_tiny_patch4_window7_224', 'a Swin'),
-        ('convnext_atto', 'a ConvNeXt'),
-        ('pvt_v2_b0', 'a PVT'),
-        ('vit_tiny_patch16_224', 'plain vision transformer'),
-        ('convformer_s18', 'another MetaFormer'),
-        ('poolformerv2_s12', 'another MetaFormer'),
-    ],
-)
-def test_foreign_weights_are_named(name, message):
-    with torch.device('meta'):
-        state = timm.create_model(name).state_dict()
-    with pytest.raises(CheckpointError, match=message):
-        convert(state)
 
 
 def test_what_does_not_fit_stops_the_conversion():
@@ -312,20 +262,6 @@ def test_names_of_strangers_are_shown_on_one_printable_line():
     assert '\x1b' not in report.table()
 
 
-def test_every_source_is_recognised():
-    caformer = small_caformer().state_dict()
-    backbone = IViT('nano').state_dict()
-    states = dict(
-        ivit=backbone,
-        caformer=caformer,
-        metaformer=as_the_authors_wrote_it(caformer),
-        openmmlab={f'backbone.{name}': tensor for name, tensor in backbone.items()},
-    )
-    assert states.keys() == SOURCES.keys()
-    for source, state in states.items():
-        assert recognise(state) == source
-
-
 def test_the_table_counts_and_lists():
     _, report = convert(small_caformer().state_dict())
     table = report.table()
@@ -340,3 +276,147 @@ def test_a_stem_alone_is_incomplete():
     stem = {k: v for k, v in IViT('nano').state_dict().items() if k.startswith('stem.')}
     with pytest.raises(CheckpointError, match='incomplete'):
         convert(stem, source='ivit', arch='nano')
+
+
+# Files
+
+
+@pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
+def test_round_trip_is_exact(suffix, folder):
+    """timm iViT -> backbone -> detector -> backbone -> timm, through files."""
+    classifier = randomise(timm.create_model('ivit_nano', num_classes=3)).state_dict()
+    torch.save(classifier, 'timm.pth')
+    convert_file('timm.pth', f'backbone.{suffix}')
+    backbone = fetch(f'backbone.{suffix}')
+    detector = prefixed(backbone)
+    detector['neck.convs.0.weight'] = torch.randn(2, 2, 1, 1)
+    torch.save(dict(state_dict=detector, meta=dict(epoch=1)), 'detector.pth')
+    convert_file('detector.pth', f'again.{suffix}')
+    convert_file(f'again.{suffix}', f'back.{suffix}', target='timm')
+    back = fetch(f'back.{suffix}')
+    assert equal(back, {n: t for n, t in classifier.items() if not n.startswith('head.')})
+
+
+def test_the_file_says_where_it_comes_from(folder):
+    torch.save(small_caformer().state_dict(), 'caformer.pth')
+    convert_file('caformer.pth', 'a.pth')
+    convert_file('caformer.pth', 'a.safetensors')
+    meta = read_checkpoint('a.pth')['meta']
+    with safe_open('a.safetensors', 'pt') as file:
+        assert file.metadata() == meta
+    assert meta['source'] == 'caformer.pth'
+    assert re.fullmatch('[0-9a-f]{64}', meta['sha256'])
+    assert meta['arch'] == 'nano'
+    assert meta['converter'].startswith('mmivit ')
+    assert all(isinstance(value, str) for value in meta.values())
+    assert os.listdir() == ['caformer.pth', 'a.pth', 'a.safetensors'] or len(os.listdir()) == 3
+
+
+@pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
+def test_file_names_need_not_be_text(suffix, folder):
+    source, destination = os.fsdecode(b'\xff.pth'), os.fsdecode(b'\xff2.') + suffix
+    torch.save(IViT('nano').state_dict(), source)
+    convert_file(source, destination)
+    os.rename(destination, f'text.{suffix}')  # safetensors itself opens no other
+    assert equal(fetch(f'text.{suffix}'), fetch(source))
+
+
+def test_mmengines_own_initialisation_takes_a_converted_file(folder):
+    torch.save(small_caformer().state_dict(), 'caformer.pth')
+    convert_file('caformer.pth', 'a.pth')
+    model = IViT('nano', init_cfg=dict(type='Pretrained', checkpoint='a.pth'))
+    model.init_weights()
+    converted = fetch('a.pth')
+    assert equal({n: model.state_dict()[n] for n in converted}, converted)
+
+
+def test_timm_takes_a_converted_file(folder):
+    state = randomise(timm.create_model('ivit_nano', num_classes=4)).state_dict()
+    trained = {f'module.{name}': tensor for name, tensor in state.items()}
+    # As timm's training script saves it.
+    torch.save(dict(state_dict=trained, args=Namespace(lr=0.1), epoch=2), 'trained.pth')
+    convert_file('trained.pth', 'timm.safetensors', target='timm')
+    model = timm.create_model('ivit_nano', num_classes=4, checkpoint_path='timm.safetensors')
+    assert equal(model.state_dict(), state)
+
+
+def test_an_existing_file_is_kept_unless_forced(folder):
+    torch.save(small_caformer().state_dict(), 'caformer.pth')
+    (folder / 'a.pth').write_text('mine')
+    with pytest.raises(FileExistsError, match='--force'):
+        convert_file('caformer.pth', 'a.pth')
+    assert (folder / 'a.pth').read_text() == 'mine'
+    convert_file('caformer.pth', 'a.pth', dry_run=True)
+    assert (folder / 'a.pth').read_text() == 'mine'
+    convert_file('caformer.pth', 'a.pth', force=True)
+    assert fetch('a.pth')
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, ('touch harmed',)
+
+
+def truncated(data):
+    return data[: len(data) // 2]
+
+
+BAD = {
+    'empty.pth': (lambda: b'', 'an empty file'),
+    'text.pth': (lambda: b'<html>not found</html>\n', 'a text file'),
+    'pickle.pth': (lambda: pickle.dumps(Hostile(), 2), 'plain pickle, not safe to load'),
+    'cut.pth': (lambda: truncated(saved({'a': torch.ones(99)})), 'cut short'),
+    'hostile.pth': (lambda: saved({'a': torch.ones(1), 'b': Hostile()}), 'not safe to load'),
+    'list.pth': (lambda: saved([1, 2]), 'holds a list'),
+    'none.pth': (lambda: saved({'epoch': 3}), 'holds no weights.*epoch'),
+    'resnet.pth': (lambda: saved(timm.create_model('resnet18').state_dict()), 'a ResNet'),
+    'swin.pth': (
+        lambda: saved(timm.create_model('swin_tiny_patch4_window7_224').state_dict()),
+        'a Swin',
+    ),
+    'cut.safetensors': (lambda: truncated(safe({'a': torch.ones(99)})), 'safetensors'),
+    'model.pth': (lambda: saved({'model': torch.ones(3)}), 'an unknown model'),
+    'names.pth': (lambda: saved({0: torch.ones(3)}), 'not only weights'),
+    'meta.pth': (lambda: saved({'a': torch.ones(3, device='meta')}), 'not only weights'),
+    'sparse.pth': (lambda: saved({'a': torch.ones(3).to_sparse()}), 'not only weights'),
+    'noise.pth': (lambda: bytes(range(1, 200)), 'neither an archive'),
+}
+
+
+def saved(content):
+    torch.save(content, 'content.tmp')
+    with open('content.tmp', 'rb') as file:
+        return file.read()
+
+
+def safe(content):
+    save_file(content, 'content.tmp')
+    with open('content.tmp', 'rb') as file:
+        return file.read()
+
+
+@pytest.mark.parametrize('name', BAD)
+def test_bad_files_are_named_for_what_they_are(name, folder):
+    make, message = BAD[name]
+    (folder / name).write_bytes(make())
+    with pytest.raises(CheckpointError, match=message) as error:
+        convert_file(name, 'out.pth')
+    assert len(str(error.value).splitlines()) == 1
+    assert not (folder / 'out.pth').exists()
+    assert not (folder / 'harmed').exists()
+
+
+def test_the_command(folder):
+    torch.save(small_caformer().state_dict(), 'caformer.pth')
+    done = run_tool('convert_weights.py', 'caformer.pth', 'a.safetensors', '--dry-run', cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert 'missing' in done.stdout
+    assert not os.path.exists('a.safetensors')
+    done = run_tool('convert_weights.py', 'caformer.pth', 'a.safetensors', cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert load_file('a.safetensors')
+    again = run_tool('convert_weights.py', 'caformer.pth', 'a.safetensors', cwd=folder)
+    assert again.returncode == 1
+    assert again.stderr.strip() == (
+        'convert_weights: a.safetensors exists; name another file, or replace it with --force'
+    )

@@ -1,0 +1,98 @@
+"""A backbone that starts from a file, as a config asks for it."""
+
+import pytest
+import timm
+import torch
+
+from mmivit.errors import CheckpointError
+from mmivit.models import IViT
+from mmivit.weights.pretrained import PretrainedIViT
+from tests.weights.states import equal, prefixed, randomise, small_caformer
+
+
+@pytest.mark.parametrize('attention', ['imhsa', 'mhsa'])
+@pytest.mark.parametrize('channels', [1, 3, 4])
+def test_a_backbone_starts_from_caformer(attention, channels, folder, log):
+    caformer = small_caformer()
+    torch.save(dict(state_dict=caformer.state_dict()), 'caformer.pth')
+    init_cfg = dict(type='mmivit.PretrainedIViT', checkpoint='caformer.pth')
+    model = IViT('nano', in_channels=channels, attention=attention, init_cfg=init_cfg)
+    model.init_weights()
+    expected = caformer.state_dict()['stages.3.blocks.1.token_mixer.qkv.weight']
+    assert torch.equal(model.stages[3].blocks[1].token_mixer.qkv.weight, expected)
+    report = next(line for line in log if line.startswith('caformer.pth'))
+    assert 'caformer -> backbone, iViT nano' in report
+
+
+def test_a_backbone_starts_from_a_detectors(folder):
+    source = randomise(IViT('nano', interaction='both'))
+    torch.save(prefixed(source.state_dict()), 'detector.pth')
+    model = IViT('nano', interaction='both', out_indices=(1, 2))
+    PretrainedIViT('detector.pth')(model)
+    assert equal(model.state_dict(), {n: source.state_dict()[n] for n in model.state_dict()})
+
+
+@pytest.mark.parametrize('source', ['post', 'both', None])
+@pytest.mark.parametrize('wanted', ['pre', 'post', 'both'])
+def test_any_interaction_starts_from_any(source, wanted, folder):
+    options = dict(interaction=source) if source else dict(attention='mhsa')
+    state = randomise(IViT('nano', **options)).state_dict()
+    torch.save(state, 'source.pth')
+    model = IViT('nano', interaction=wanted)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    PretrainedIViT('source.pth')(model)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, state.get(name, before[name])), name
+
+
+def test_heads_of_another_width_are_named(folder):
+    torch.save(IViT('nano', head_dim=16).state_dict(), 'narrow.pth')
+    with pytest.raises(CheckpointError, match=r'interaction_k is \(8, 8\), expected \(4, 4\)'):
+        PretrainedIViT('narrow.pth')(IViT('nano'))
+
+
+def test_weights_of_another_architecture_are_refused(folder):
+    torch.save(IViT('tiny').state_dict(), 'tiny.pth')
+    for arch in ('nano', 'small'):
+        with pytest.raises(CheckpointError, match=r'iViT tiny and do not fit.*init_cfg=None'):
+            PretrainedIViT('tiny.pth')(IViT(arch))
+
+
+def test_no_interaction_is_made_for_a_backbone_without(folder, log):
+    torch.save(randomise(IViT('nano')).state_dict(), 'source.pth')
+    model = IViT('nano', attention='decomposed')
+    PretrainedIViT('source.pth')(model)
+    assert equal(
+        model.state_dict(),
+        {n: t for n, t in torch.load('source.pth').items() if '.interaction' not in n},
+    )
+    report = next(line for line in log if line.startswith('source.pth'))
+    assert 'missing        0' in report
+
+
+def test_timms_weights_are_taken_from_timm(folder, monkeypatch):
+    """The hub is out of reach here: timm's own creation of the model stands for it."""
+    model, create = randomise(timm.create_model('caformer_s18')), timm.create_model
+    asked = []
+
+    def pretrained(name, pretrained):
+        asked.append((name, pretrained))
+        return model
+
+    monkeypatch.setattr(timm, 'create_model', pretrained)
+    backbone = IViT('tiny')
+    PretrainedIViT('timm://caformer_s18.sail_in22k_ft_in1k')(backbone)
+    assert asked == [('caformer_s18.sail_in22k_ft_in1k', True)]
+    expected = model.state_dict()['stages.0.blocks.0.mlp.fc1.weight'][:, :, 0, 0]
+    assert torch.equal(backbone.stages[0].blocks[0].mlp.fc1.weight, expected)
+    monkeypatch.setattr(timm, 'create_model', create)
+
+
+def test_without_network_the_way_on_is_named(folder, monkeypatch):
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    name = 'caformer_s18.sail_in22k_ft_in1k'
+    with pytest.raises(CheckpointError) as error:
+        PretrainedIViT(f'timm://{name}')(IViT('tiny'))
+    assert f'tools/convert_weights.py timm://{name} {name}.pth' in str(error.value)
+    assert '--cfg-options model.backbone.init_cfg=None' in str(error.value)
