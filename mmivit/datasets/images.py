@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
+import cv2
 import numpy as np
 from mmcv.transforms import BaseTransform
 from PIL import ExifTags, Image
@@ -23,6 +24,8 @@ from mmivit.datasets.report import DataReport, Finding, first_line
 MOST_PIXELS = 89_478_485  # where Pillow warns of a decompression bomb; 256 MiB decoded
 # Those that OpenCV reads too; for others Pillow may even start a program.
 IMAGE_FORMATS = ('JPEG', 'PNG', 'BMP', 'TIFF', 'WEBP', 'PPM', 'GIF', 'JPEG2000', 'SUN')
+NEARLY_BLACK = 15  # of 255: what the upper byte of 12 bits in 16 can hold
+SCALE_BITS = "scale them to 16 bits, or load with color_type='unchanged'"
 THREADS = 4  # decoding runs in parallel; more threads would hold more images at once
 LEAST_SIDE = 31  # pixels that the backbone needs
 COLOURS = {'1': 'grey', 'L': 'grey', 'LA': 'grey', 'CMYK': 'CMYK', 'RGBA': 'RGBA'}  # Pillow's modes
@@ -146,11 +149,34 @@ def _notes(image: Image.Image, layout: str, loaded: np.ndarray, path: str) -> It
         channels = loaded.shape[2] if loaded.ndim == 3 else 1
         kind = f'{colour} images, loaded as {channels} channels of {loaded.dtype}'
         yield Finding(kind, path, problem=False)
+    dark = darkness(path, loaded)
+    if dark:
+        yield dark
     orientation = _orientation(image)
     if orientation not in (0, 1):
         kind = 'images with an EXIF orientation; boxes and label maps must fit them as loaded'
         where = f'{path}: orientation {orientation}, loaded as {size_text(loaded.shape)}'
         yield Finding(kind, where, problem=False)
+
+
+def darkness(path: str | Path, loaded: np.ndarray) -> Finding | None:
+    """What is to be said of an image that loads nearly black.
+
+    Cameras and scanners write 12 bits or fewer into 16-bit files, of which decoding to 8 bits
+    keeps the upper byte: 15 of 255 at most.
+
+    Args:
+        path: of the file, of a format that OpenCV reads.
+        loaded: the image as the model gets it, values in [0, 255].
+    """
+    if not loaded.size or loaded.max() > NEARLY_BLACK:
+        return None
+    kind, where = 'images that load nearly black', f'{path}: at most {loaded.max():g} of 255'
+    stored = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if stored is None or stored.dtype != np.uint16 or stored.max() <= 255:
+        return Finding(kind, where, problem=False)
+    where += f', {stored.max()} of 65535 in the file'
+    return Finding(f'{kind}, being 12 bits or fewer in 16-bit files: {SCALE_BITS}', where)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -175,6 +175,26 @@ def test_images(workspace, config):
         assert found(report, 'another size than the image')[0] == 2
 
 
+def test_twelve_bits_in_sixteen(workspace):
+    """mmcv decodes to the upper byte, of which such files use four bits."""
+    for number in range(4):
+        path = workspace / IMAGES / f'{number:06d}.jpg'
+        image = np.asarray(Image.open(path))
+        deep = (image.astype(np.uint16) << (4, 8, 4, 0)[number]) * (number != 3)
+        deep = deep[..., 0] if number == 2 else deep
+        path.write_bytes(cv2.imencode('.png', deep)[1].tobytes())
+    report = check(SEGMENTATION)
+    count, where = found(report, '12 bits or fewer in 16-bit files')
+    assert count == 2
+    assert '000000.jpg: at most 15 of 255' in where
+    assert '000002.jpg' in where
+    assert sum(report.problems.values()) == 2
+    assert list(report.notes).count('images that load nearly black') == 1  # and is
+    loader = dict(type='LoadImageFromFile', color_type='unchanged')
+    steps = [loader, dict(type='LoadAnnotations')]
+    assert not check(SEGMENTATION, **{'train_dataloader.dataset.pipeline': steps}).problems
+
+
 def test_a_loader_that_fails(workspace):
     loader = dict(type='LoadImageFromFile', imdecode_backend='none')
     report = check(SEGMENTATION, **{'train_dataloader.dataset.pipeline': [loader]})
