@@ -6,12 +6,21 @@ import warnings
 from collections.abc import Iterator, Sequence
 
 from mmengine.config import Config
+from mmengine.registry import DATASETS
 
 from mmivit.apis.config import check_paths, innermost_datasets, innermost_evaluators, read_config
 from mmivit.datasets.checks import Source, check_source, find_check, open_source
 from mmivit.datasets.coco import check_coco
-from mmivit.datasets.evaluators import check_evaluator, reads_coco_file, wants_masks
-from mmivit.datasets.report import DataReport
+from mmivit.datasets.coco_file import CocoFile
+from mmivit.datasets.evaluators import evaluator_findings, reads_coco_file, wants_masks
+from mmivit.datasets.loaders import class_of
+from mmivit.datasets.preflight import (
+    check_class_names,
+    check_evaluated,
+    check_masks,
+    check_numbering,
+)
+from mmivit.datasets.report import DataReport, Finding
 from mmivit.errors import LaunchError
 
 SPLITS = ('train', 'val', 'test')
@@ -48,13 +57,73 @@ def check_datasets(
         reports = {source: check_source(source) for source in sources}
     judged = {}
     for split, own in of_split.items():
-        for path, its in _evaluated(cfg, split, own):
+        for evaluator, its in _evaluators(cfg, split, own):
             coco = all(find_check(type(source.dataset)) is check_coco for source in its)
-            files = [source.dataset.ann_file for source in its] if coco else []
-            judged[(path, *files)] = (reports[its[0]], files)
-    for (path, *_), (report, files) in judged.items():
-        check_evaluator(report, path, files)
+            files = tuple(source.dataset.ann_file for source in its) if coco else ()
+            judged[evaluator['ann_file'], files] = reports[its[0]]
+    for (path, files), report in judged.items():
+        try:
+            loaded = [CocoFile.read(file) for file in files]
+            report.add(evaluator_findings(CocoFile.read(path), loaded))
+        except ValueError as error:
+            if path not in files:  # else it has been said
+                report.add([Finding('annotation files that are not JSON', str(error))])
     return list(reports.values())
+
+
+def check_before_run(cfg: Config, splits: Sequence[str]) -> list[str]:
+    """Check the COCO files of a run for what would end it hours in, or spoil its score.
+
+    Args:
+        cfg: the config; its files are there.
+        splits: which of 'train', 'val', 'test' will be read.
+
+    Returns:
+        Warnings, of a line each.
+
+    Raises:
+        LaunchError: in one line, what is wrong and what to do.
+    """
+    doubts: list[str] = []
+    trained: list[CocoFile] = []
+    for split in splits:
+        try:
+            files = _check_split(cfg, split, trained, doubts)
+        except (LaunchError, ValueError) as error:
+            raise LaunchError(f'{split} data: {error}') from error
+        trained += files if split == 'train' else []
+    return doubts
+
+
+def _check_split(
+    cfg: Config, split: str, trained: list[CocoFile], doubts: list[str]
+) -> list[CocoFile]:
+    """Check one split against the files trained on; the COCO files of its labelled data sets."""
+    scope = cfg.get('default_scope')
+    nodes = list(innermost_datasets(cfg.get(f'{split}_dataloader')))
+    coco = [node for node in nodes if find_check(class_of(DATASETS, node, scope)) is check_coco]
+    sources = [open_source(node, scope) for node in coco]
+    sources = [source for source in sources if '://' not in source.dataset.ann_file]
+    files: dict[str, CocoFile] = {}
+    for source in sources:
+        if split == 'train' and source.loaders.labels is None:
+            continue
+        path, classes = source.dataset.ann_file, source.dataset.metainfo['classes']
+        file = files[path] = CocoFile.read(path)
+        doubts += check_class_names(file, classes, evaluated=split != 'train')
+        if source.loaders.with_mask:
+            check_masks(file, classes, f'the {split} pipeline')
+        for other in trained:
+            check_numbering(other, file, classes)
+    for evaluator, its in _evaluators(cfg, split, sources):
+        path, classes = evaluator['ann_file'], its[0].dataset.metainfo['classes']
+        file = files.get(path) or CocoFile.read(path)
+        doubts += check_class_names(file, classes, evaluated=True)
+        loaded = [files[source.dataset.ann_file] for source in its]
+        doubts += check_evaluated(file, loaded if len(sources) == len(nodes) else [])
+        if wants_masks(evaluator):
+            check_masks(file, classes, f'the {split} evaluator')
+    return list(files.values())
 
 
 def open_sources(cfg: Config, splits: Sequence[str]) -> dict[str, list[Source]]:
@@ -78,13 +147,13 @@ def open_sources(cfg: Config, splits: Sequence[str]) -> dict[str, list[Source]]:
     return of_split
 
 
-def _evaluated(
+def _evaluators(
     cfg: Config, split: str, sources: list[Source]
-) -> Iterator[tuple[str, list[Source]]]:
-    """The COCO files that evaluators of a split read, each with the data sets that it judges."""
+) -> Iterator[tuple[dict, list[Source]]]:
+    """The evaluators of a split that read a COCO file, each with the data sets that it judges."""
     node = cfg.get(f'{split}_evaluator')
-    evaluators = list(innermost_evaluators(node))
-    each = isinstance(node, dict) and 'dataset_prefixes' in node  # one for each data set
-    for index, evaluator in enumerate(evaluators):
-        if reads_coco_file(evaluator, cfg.get('default_scope')):
-            yield evaluator['ann_file'], sources[index : index + 1] if each else sources
+    each = isinstance(node, dict) and 'dataset_prefixes' in node  # a metric for each data set
+    for index, evaluator in enumerate(innermost_evaluators(node)):
+        its = sources[index : index + 1] if each else sources
+        if its and reads_coco_file(evaluator, cfg.get('default_scope')):
+            yield evaluator, its

@@ -6,6 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -79,6 +80,42 @@ def usable_entries(content: object, part: str) -> tuple[list[dict], list[Finding
     return usable, found
 
 
+class CocoFile(NamedTuple):
+    """The entries of a file that have what ``CocoDataset`` needs."""
+
+    path: str
+    images: list[dict]
+    categories: list[dict]
+    annotations: list[dict]
+
+    @classmethod
+    def read(cls, path: str) -> CocoFile:
+        """Read a file, leaving out what is faulty.
+
+        Raises:
+            ValueError: it cannot be read as JSON.
+        """
+        content = read_json(path)
+        parts = ('images', 'categories', 'annotations')
+        return cls(path, *(usable_entries(content, part)[0] for part in parts))
+
+    def labels(self, classes: Sequence[str]) -> list[str]:
+        """The class that each label stands for: numbered in the file's order, not the config's."""
+        return [entry['name'] for entry in self.categories if entry['name'] in classes]
+
+    def objects(self, classes: Sequence[str]) -> list[dict]:
+        """The annotations that ``CocoDataset`` hands to a pipeline."""
+        wanted = {entry['id'] for entry in self.categories if entry['name'] in classes}
+        return [
+            item
+            for item in self.annotations
+            if item['category_id'] in wanted
+            and not item.get('ignore')
+            and item['area'] > 0
+            and min(item['bbox'][2:]) >= 1
+        ]
+
+
 def category_findings(names: Sequence[str], classes: Sequence[str]) -> Iterator[Finding]:
     """Compare the names of a file's categories with the classes of a config."""
     missing = [name for name in classes if name not in names]
@@ -97,18 +134,6 @@ def category_findings(names: Sequence[str], classes: Sequence[str]) -> Iterator[
         # CocoDataset numbers its labels in the file's order, whatever the order of the classes.
         kind = "classes in another order than the annotation file's: labels would be misnamed"
         yield Finding(kind, f'write classes={tuple(kept)}')
-
-
-def evaluation_findings(annotations: list[dict]) -> Iterator[Finding]:
-    """Find what COCO's evaluation makes something else of than training does."""
-    for annotation in annotations:
-        where = f'annotation {annotation["id"]} of image {annotation["image_id"]}'
-        if annotation['id'] == 0:
-            kind = "annotations with id 0, which COCO's matching takes for no match: count from 1"
-            yield Finding(kind, where)
-        if 'iscrowd' not in annotation:
-            kind = "annotations without 'iscrowd', on which COCO's evaluation fails: write 0"
-            yield Finding(kind, where)
 
 
 def image_findings(images: list[dict]) -> Iterator[Finding]:

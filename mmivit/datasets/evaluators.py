@@ -8,9 +8,16 @@ from pathlib import PurePath
 
 from mmengine.registry import METRICS
 
-from mmivit.datasets.coco_file import evaluation_findings, read_json, usable_entries
+from mmivit.datasets.coco_file import CocoFile
 from mmivit.datasets.loaders import class_of
-from mmivit.datasets.report import DataReport, Finding
+from mmivit.datasets.report import Finding
+
+ID_ZERO = "annotations with id 0, which COCO's matching takes for no match: count from 1"
+NO_ISCROWD = "annotations without 'iscrowd', on which COCO's evaluation fails: write 0"
+UNKNOWN_IMAGE = "images that the evaluator's file does not have"
+OTHER_IMAGE = "images that are others in the evaluator's file"
+NOT_LOADED = "images of the evaluator's file that are not loaded: their objects count as missed"
+SPOILING = frozenset((ID_ZERO, NOT_LOADED))  # the score; the other kinds end the evaluation
 
 
 def reads_coco_file(evaluator: dict, scope: str | None) -> bool:
@@ -35,51 +42,31 @@ def wants_masks(evaluator: dict) -> bool:
     return 'segm' in ([metric] if isinstance(metric, str) else metric)
 
 
-def check_evaluator(report: DataReport, path: str, loaded: Sequence[str]) -> None:
-    """Report on the COCO file of an evaluator.
+def evaluator_findings(file: CocoFile, loaded: Sequence[CocoFile]) -> Iterator[Finding]:
+    """Find what is wrong with the file of an evaluator.
 
     Args:
-        report: of a data set that it evaluates.
-        path: of the evaluator's file.
-        loaded: the COCO files of all data sets that it evaluates; empty if they are not all known.
+        file: the evaluator's.
+        loaded: those of the data sets that it judges; empty if they are not all known.
     """
-    try:
-        content = read_json(path)
-    except ValueError as error:
-        report.add([Finding("evaluators' files that are not JSON", str(error))])
+    for item in file.annotations:
+        where = f'{file.path}: annotation {item["id"]} of image {item["image_id"]}'
+        if item['id'] == 0:
+            yield Finding(ID_ZERO, where)
+        if 'iscrowd' not in item:
+            yield Finding(NO_ISCROWD, where)
+    if not loaded:
         return
-    report.add(evaluation_findings(usable_entries(content, 'annotations')[0]))
-    try:
-        images = [entry for file in loaded for entry in file_images(file)]
-    except ValueError:  # the report on that data set says so
-        return
-    if images:
-        report.add(_compare(path, file_images(path), images))
-
-
-def file_images(path: str) -> list[dict]:
-    """The images of a COCO file that have what ``CocoDataset`` needs.
-
-    Raises:
-        ValueError: it cannot be read as JSON.
-    """
-    return usable_entries(read_json(path), 'images')[0]
-
-
-def _compare(path: str, evaluated: list[dict], loaded: list[dict]) -> Iterator[Finding]:
-    """Find where evaluation would compare one image's predictions with another's objects."""
-    names = {image['id']: image['file_name'] for image in evaluated}
-    for image in loaded:
-        name = names.pop(image['id'], None)
-        if name is None:
-            where = f'{path} has no image {image["id"]} ({image["file_name"]})'
-            yield Finding("images that the evaluator's file does not have", where)
-        elif not _may_be_same(name, image['file_name']):
-            where = f'{path}: image {image["id"]} is {name}, loaded is {image["file_name"]}'
-            yield Finding("images that are others in the evaluator's file", where)
-    for number, name in names.items():
-        kind = "images of the evaluator's file that are not loaded: their objects count as missed"
-        yield Finding(kind, f'{path}: image {number} ({name})')
+    names = {image['id']: image['file_name'] for image in file.images}
+    for image in (image for other in loaded for image in other.images):
+        number, own = image['id'], image['file_name']
+        if number not in names:
+            yield Finding(UNKNOWN_IMAGE, f'{file.path} has no image {number} ({own})')
+        elif not _may_be_same(names[number], own):
+            where = f'{file.path}: image {number} is {names[number]}, loaded is {own}'
+            yield Finding(OTHER_IMAGE, where)
+    for number in names.keys() - {image['id'] for other in loaded for image in other.images}:
+        yield Finding(NOT_LOADED, f'{file.path}: image {number} ({names[number]})')
 
 
 def _may_be_same(one: str, other: str) -> bool:
