@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import Hook
 
-from mmivit.apis.launch import build_runner
+from mmivit.apis.runner import build_runner
 
 
 class Recorder(Hook):

@@ -8,27 +8,18 @@ Exits with 0 when there is no problem, with 1 when there are some, with 2 when i
 import argparse
 import sys
 
-from mmengine.config import DictAction
-
 from mmivit.apis.check_data import SPLITS, check_datasets
-from mmivit.errors import LaunchError
+from mmivit.apis.command import add_cfg_options, errors_told
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Look for faults in a config's data sets.")
     parser.add_argument('config', help='config file')
     parser.add_argument('--split', nargs='+', choices=SPLITS, help='all by default')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='override settings of the config: key.subkey=value, lists as key="[a,b]"',
-    )
+    add_cfg_options(parser)
     args = parser.parse_args()
-    try:
+    with errors_told(status=2):
         reports = check_datasets(args.config, args.split, args.cfg_options)
-    except LaunchError as error:
-        parser.exit(2, f'check_data: {error}\n')
     print('\n\n'.join(map(str, reports)))
     problems = sum(sum(report.problems.values()) for report in reports)
     if problems:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from mmivit.analysis.metafiles import check
+from mmivit.apis.command import errors_told
 
 
 def main() -> None:
@@ -19,10 +20,8 @@ def main() -> None:
         default=Path(__file__).parent.parent,
         help='folder with model-index.yml and configs/; this repository if not given',
     )
-    try:
+    with errors_told(OSError):
         problems = check(parser.parse_args().root)
-    except OSError as error:
-        sys.exit(f'check_metafiles: {error}')
     print('\n'.join(problems) or 'Metafiles and configs agree.')
     sys.exit(bool(problems))
 

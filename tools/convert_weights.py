@@ -5,9 +5,8 @@ python tools/convert_weights.py work_dirs/mask_rcnn_ivit/epoch_12.pth backbone.s
 """
 
 import argparse
-import sys
 
-from mmivit.errors import CheckpointError
+from mmivit.apis.command import add_force, errors_told
 from mmivit.models.attention import ATTENTIONS
 from mmivit.weights.converters import TARGETS, convert_file
 from mmivit.weights.kinds import SOURCES
@@ -30,13 +29,11 @@ def main() -> None:
         help='names of SRC to leave out; may be given several times',
     )
     parser.add_argument('--dry-run', action='store_true', help='report, and write nothing')
-    parser.add_argument('--force', action='store_true', help='replace DST')
+    add_force(parser, 'DST')
     args = vars(parser.parse_args())
     src, dst = args.pop('src'), args.pop('dst')
-    try:
+    with errors_told(OSError, ValueError):
         report = convert_file(src, dst, **args)
-    except (OSError, ValueError, CheckpointError) as error:
-        sys.exit(f'convert_weights: {error}')
     print(report.table())
     print(f'{dst}: {"not written (--dry-run)" if args["dry_run"] else "written"}')
 

@@ -6,8 +6,8 @@ python tools/make_shapes.py data/shapes_folder --classification        for timm
 """
 
 import argparse
-import sys
 
+from mmivit.apis.command import add_force, errors_told
 from mmivit.datasets.shapes import ShapesSpec, write_dataset
 
 
@@ -27,15 +27,11 @@ def main() -> None:
     parser.add_argument(
         '--classification', action='store_true', help='one object per image, a folder per class'
     )
-    parser.add_argument(
-        '--force', action='store_true', help='replace the data set that the folder holds'
-    )
+    add_force(parser, 'the data set that the folder holds')
     args = parser.parse_args()
-    try:
+    with errors_told(ValueError, OSError):
         spec = ShapesSpec(args.train, args.val, args.size, args.seed, args.hard)
         written = write_dataset(args.root, spec, args.force, args.classification)
-    except (ValueError, OSError) as error:
-        sys.exit(f'make_shapes: {error}')
     print(f'{args.root}: {"drawn" if written else "holds this data set already"}')
 
 

@@ -6,8 +6,8 @@ python tools/predict.py CONFIG CHECKPOINT photo.jpg folder/ --out predictions
 import argparse
 import sys
 
+from mmivit.apis.command import add_force, errors_told
 from mmivit.apis.predict import predict
-from mmivit.errors import CheckpointError, LaunchError
 from mmivit.utils.text import printable
 
 
@@ -19,20 +19,10 @@ def main() -> None:
     parser.add_argument('--out', default='predictions', help='folder to write')
     parser.add_argument('--device', help="'cpu', 'cuda:0', ...; the best available by default")
     parser.add_argument('--score-thr', type=float, default=0.3, help='least score shown')
-    parser.add_argument('--force', action='store_true', help='replace what was written earlier')
+    add_force(parser)
     args = parser.parse_args()
-    try:
-        report = predict(
-            args.config,
-            args.checkpoint,
-            args.inputs,
-            args.out,
-            device=args.device,
-            score_thr=args.score_thr,
-            force=args.force,
-        )
-    except (OSError, LaunchError, CheckpointError) as error:
-        sys.exit(f'predict: {error}')
+    with errors_told(OSError):
+        report = predict(**vars(args))
     print(f'{len(report.written)} images: {args.out}/pictures, {args.out}/predictions')
     if report.failed:
         lines = [f'  {printable(path)}: {reason}' for path, reason in report.failed.items()]

@@ -4,9 +4,8 @@ python tools/publish_model.py work_dirs/mask_rcnn_ivit/epoch_12.pth mask_rcnn_iv
 """
 
 import argparse
-import sys
 
-from mmivit.errors import CheckpointError
+from mmivit.apis.command import add_force, errors_told
 from mmivit.weights.publish import publish
 
 
@@ -14,12 +13,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description='Strip a trained checkpoint for publication.')
     parser.add_argument('src', help='the checkpoint')
     parser.add_argument('dst', help='name.pth; name-HASH.pth is written')
-    parser.add_argument('--force', action='store_true', help='replace what was written earlier')
+    add_force(parser)
     args = parser.parse_args()
-    try:
+    with errors_told(OSError):
         written = publish(args.src, args.dst, args.force)
-    except (OSError, CheckpointError) as error:
-        sys.exit(f'publish_model: {error}')
     print(f'{written}: {written.stat().st_size / 2**20:.1f} MiB')
     print("For the config's row in configs/metafile.yml, once the file is where URL says:")
     print(f'  Weights: URL/{written.name}')

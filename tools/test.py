@@ -4,14 +4,11 @@ python tools/test.py configs/mask_rcnn_ivit.py work_dirs/mask_rcnn_ivit/epoch_12
 """
 
 import argparse
-import os
-import sys
 
-from mmengine.config import DictAction
 from mmengine.dist import is_main_process
 
-from mmivit.apis.launch import evaluate
-from mmivit.errors import CheckpointError, LaunchError
+from mmivit.apis.command import add_cfg_options, add_launcher, errors_told, parse_launched
+from mmivit.apis.test import evaluate
 
 
 def main() -> None:
@@ -26,31 +23,11 @@ def main() -> None:
     parser.add_argument('--show-dir', help='folder for pictures of the predictions')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds between pictures')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='override settings of the config: key.subkey=value, lists as key="[a,b]"',
-    )
-    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
-    args = parser.parse_args()
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    try:
-        metrics = evaluate(
-            args.config,
-            args.checkpoint,
-            work_dir=args.work_dir,
-            out=args.out,
-            show=args.show,
-            show_dir=args.show_dir,
-            wait_time=args.wait_time,
-            tta=args.tta,
-            cfg_options=args.cfg_options,
-            launcher=args.launcher,
-        )
-    except (LaunchError, CheckpointError) as error:
-        sys.exit(f'test: {error}')
+    add_cfg_options(parser)
+    add_launcher(parser)
+    args = parse_launched(parser)
+    with errors_told():
+        metrics = evaluate(**vars(args))
     if is_main_process():
         for name, value in metrics.items():
             print(f'{name:<24}{value:.4f}')

@@ -6,13 +6,9 @@ On data of your own run tools/check_data.py first.
 """
 
 import argparse
-import os
-import sys
 
-from mmengine.config import DictAction
-
-from mmivit.apis.launch import train
-from mmivit.errors import CheckpointError, LaunchError, TrainingError
+from mmivit.apis.command import add_cfg_options, add_launcher, errors_told, parse_launched
+from mmivit.apis.train import train
 
 
 def main() -> None:
@@ -34,28 +30,10 @@ def main() -> None:
         const='auto',
         help='go on from this checkpoint, or, without a name, from the latest whole one there is',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='override settings of the config: key.subkey=value, lists as key="[a,b]"',
-    )
-    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
-    args = parser.parse_args()
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    try:
-        train(
-            args.config,
-            work_dir=args.work_dir,
-            amp=args.amp,
-            auto_scale_lr=args.auto_scale_lr,
-            resume=args.resume,
-            cfg_options=args.cfg_options,
-            launcher=args.launcher,
-        )
-    except (LaunchError, CheckpointError, TrainingError) as error:
-        sys.exit(f'train: {error}')
+    add_cfg_options(parser)
+    add_launcher(parser)
+    with errors_told():
+        train(**vars(parse_launched(parser)))
 
 
 if __name__ == '__main__':

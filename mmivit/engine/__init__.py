@@ -1,7 +1,7 @@
 """What MMEngine's Runner is given: learning-rate decay, hooks, samplers; resuming a run."""
 
+from mmivit.engine.hooks import FiniteLossHook, SafeCheckpointHook
 from mmivit.engine.layer_decay import LayerDecayOptimWrapperConstructor, layer_scales
-from mmivit.engine.safeguards import FiniteLossHook, SafeCheckpointHook
 from mmivit.engine.seeding import SeededBatchSampler, SeedHook
 
 __all__ = [

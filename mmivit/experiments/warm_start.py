@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from mmivit.apis.launch import build_runner
+from mmivit.apis.runner import build_runner
 from mmivit.datasets.shapes import ShapesSpec, write_dataset
 from mmivit.weights.converters import convert
 from mmivit.weights.sources import fetch

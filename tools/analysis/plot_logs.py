@@ -4,21 +4,19 @@ python tools/analysis/plot_logs.py work_dirs/imhsa work_dirs/mhsa --out curves.p
 """
 
 import argparse
-import sys
 
 from mmivit.analysis.learning_curves import plot_logs
+from mmivit.apis.command import add_force, errors_told
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description='Draw the learning curves of several runs.')
     parser.add_argument('runs', nargs='+', help='work dirs')
     parser.add_argument('--out', default='curves.png', help='PNG to write')
-    parser.add_argument('--force', action='store_true', help='replace what was drawn earlier')
+    add_force(parser, 'what was drawn earlier')
     args = parser.parse_args()
-    try:
+    with errors_told(OSError, ValueError):
         plot_logs(args.runs, args.out, args.force)
-    except (OSError, ValueError) as error:
-        sys.exit(f'plot_logs: {error}')
     print(args.out)
 
 

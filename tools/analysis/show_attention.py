@@ -6,10 +6,9 @@
 """
 
 import argparse
-import sys
 
 from mmivit.analysis.attention_pictures import show_attention
-from mmivit.errors import CheckpointError
+from mmivit.apis.command import add_force, errors_told
 
 
 def point(text: str) -> tuple[int, int]:
@@ -34,9 +33,9 @@ def main() -> None:
         default=(),
         help="names, or parts such as 'stages.3'; the deepest of the finest grid if not given",
     )
-    parser.add_argument('--force', action='store_true', help='replace what was drawn earlier')
+    add_force(parser, 'what was drawn earlier')
     args = parser.parse_args()
-    try:
+    with errors_told(OSError, ValueError):
         written = show_attention(
             args.image,
             args.checkpoint,
@@ -47,8 +46,6 @@ def main() -> None:
             layers=args.layer,
             force=args.force,
         )
-    except (OSError, ValueError, CheckpointError) as error:
-        sys.exit(f'show_attention: {error}')
     print('\n'.join(map(str, written)))
 
 

@@ -6,10 +6,9 @@ Killed, it goes on where it was when started again.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-from mmivit.errors import CheckpointError
+from mmivit.apis.command import errors_told
 from mmivit.experiments.warm_start import (
     WarmStartBudget,
     plot_warm_start,
@@ -36,10 +35,8 @@ def main() -> None:
         finetune=args.finetune,
         val_interval=args.val_interval,
     )
-    try:
+    with errors_told(ValueError, OSError):
         log = warm_start(args.folder, CONFIG, args.seeds, budget)
-    except (ValueError, OSError, CheckpointError) as error:
-        sys.exit(f'warm_start: {error}')
     print(warm_start_tables(log))
     plot_warm_start(log, args.folder / 'curve.png')
     print(f'{args.folder / "curve.png"}')

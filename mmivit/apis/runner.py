@@ -1,0 +1,22 @@
+"""MMEngine's Runner of a config, on one process or on several."""
+
+from __future__ import annotations
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+
+def build_runner(cfg: Config) -> Runner:
+    """MMEngine's Runner of a config; it turns SyncBN into BN when alone."""
+    if cfg.get('launcher') == 'pytorch' and not torch.cuda.is_available():
+        # MMEngine gives every process a CUDA device; processes on CPUs are ours to set up.
+        torch.distributed.init_process_group('gloo')
+        cfg.model_wrapper_cfg = dict(
+            type='MMDistributedDataParallel',
+            device_ids=None,
+            broadcast_buffers=False,
+            find_unused_parameters=cfg.get('find_unused_parameters', False),
+        )
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

@@ -1,0 +1,78 @@
+"""Evaluating a checkpoint: what is checked and set before MMEngine's Runner starts."""
+
+from __future__ import annotations
+
+from mmengine.config import ConfigDict
+
+from mmivit.apis.config import check_channels, check_paths, read_config
+from mmivit.apis.models import check_weights, read_loadable
+from mmivit.apis.runner import build_runner
+from mmivit.errors import LaunchError
+
+
+def evaluate(
+    config: str,
+    checkpoint: str,
+    work_dir: str | None = None,
+    out: str | None = None,
+    show: bool = False,
+    show_dir: str | None = None,
+    wait_time: float = 2,
+    tta: bool = False,
+    cfg_options: dict | None = None,
+    launcher: str = 'none',
+) -> dict[str, float]:
+    """Evaluate a checkpoint on the test set of a config.
+
+    Args:
+        config: path of an mmdet or mmseg config.
+        checkpoint: path of the weights.
+        work_dir: folder of logs and metrics; ``work_dirs/<config's name>`` if not given here or
+            in the config.
+        out: where predictions are kept: a .pkl file in detection, a folder in segmentation.
+        show: show each picture in a window.
+        show_dir: folder below the work dir for pictures.
+        wait_time: seconds between pictures.
+        tta: test-time augmentation, as the config's ``tta_model`` and ``tta_pipeline`` say.
+        cfg_options: what to override in the config, by dotted key.
+        launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
+
+    Returns:
+        The metrics, by name.
+
+    Raises:
+        LaunchError: data, checkpoint or a setting is missing or does not fit.
+        CheckpointError: the checkpoint is unsafe, unreadable, or of something else.
+    """
+    cfg = read_config(config, work_dir, cfg_options, launcher)
+    if out and cfg.default_scope == 'mmdet' and not out.endswith(('.pkl', '.pickle')):
+        raise LaunchError(f'--out {out}: detections are written to a .pkl file')
+    check_channels(cfg)
+    check_paths(cfg, ('test',))
+    cfg.load_from = checkpoint
+    loaded = read_loadable(checkpoint, 'checkpoint')
+    if show or show_dir:
+        hook = cfg.default_hooks.visualization
+        hook.update(draw=True, show=show, wait_time=wait_time)
+        if show_dir:
+            if cfg.default_scope == 'mmdet':
+                hook.test_out_dir = show_dir
+            else:
+                cfg.visualizer.save_dir = show_dir
+    if tta:
+        if not cfg.get('tta_model') or not cfg.get('tta_pipeline'):
+            raise LaunchError(f'--tta: {config} defines no tta_model and tta_pipeline')
+        cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+        cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    if out and cfg.default_scope == 'mmseg':
+        evaluators = cfg.test_evaluator
+        for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
+            if 'IoUMetric' in str(evaluator.type):  # the one that writes label maps
+                evaluator.update(output_dir=out, keep_results=True)
+    runner = build_runner(cfg)
+    check_weights(runner.model, checkpoint, loaded)
+    if out and cfg.default_scope == 'mmdet':
+        from mmdet.evaluation import DumpDetResults
+
+        runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=out))
+    return runner.test()
