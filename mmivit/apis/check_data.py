@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 
@@ -75,7 +76,7 @@ def check_before_run(cfg: Config, splits: Sequence[str]) -> list[str]:
     """Check the COCO files of a run for what would end it hours in, or spoil its score.
 
     Args:
-        cfg: the config; its files are there.
+        cfg: the config; files that are not there are left out.
         splits: which of 'train', 'val', 'test' will be read.
 
     Returns:
@@ -103,7 +104,7 @@ def _check_split(
     nodes = list(innermost_datasets(cfg.get(f'{split}_dataloader')))
     coco = [node for node in nodes if find_check(class_of(DATASETS, node, scope)) is check_coco]
     sources = [open_source(node, scope) for node in coco]
-    sources = [source for source in sources if '://' not in source.dataset.ann_file]
+    sources = [source for source in sources if os.path.isfile(source.dataset.ann_file)]
     files: dict[str, CocoFile] = {}
     for source in sources:
         if split == 'train' and source.loaders.labels is None:
