@@ -9,7 +9,9 @@ import sys
 from mmengine.config import DictAction
 
 from mmivit.errors import CheckpointError, ExportError, LaunchError
-from mmivit.export.graphs import PARITY_HEADER, export, parity_rows
+from mmivit.export.graphs import export
+from mmivit.export.parity import COLUMNS
+from mmivit.utils.tables import markdown_table
 
 
 def main() -> None:
@@ -31,7 +33,8 @@ def main() -> None:
         sys.exit(f'export: {error}')
     print(f'{args.out}: {result.what}')
     print(*(f'  {name}: {text}' for name, text in result.description.items()), sep='\n')
-    print(f'\n{PARITY_HEADER}\n{parity_rows(args.out, result.parities)}')
+    rows = [parity.cells(args.out) for parity in result.parities]
+    print(f'\n{markdown_table(COLUMNS, rows, names=2)}')
 
 
 if __name__ == '__main__':

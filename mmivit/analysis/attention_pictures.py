@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import mmcv
 import numpy as np
-from mmengine.config import Config
 from torch import Tensor, nn
 
 from mmivit.analysis.attention_maps import attention_inputs, effective_map, kind_of, landmark_maps
+from mmivit.apis.config import read_config
+from mmivit.apis.inferencers import load_inferencer
 from mmivit.errors import CheckpointError
 from mmivit.models.attention import ATTENTIONS, MHSA, DecomposedMHSA, build_attention
-from mmivit.utils.files import check_absent, write_whole
-from mmivit.weights.checkpoint import naming, read_checkpoint
+from mmivit.utils.figures import save_figure
+from mmivit.utils.files import check_absent
+from mmivit.weights.checkpoint import naming
 from mmivit.weights.sources import fetch
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Where a token looks: the stem's (7x7, stride 4, padding 2) and the downsamplings' (3x3, stride 2,
 # padding 1) receptive fields are centred on pixels 1, 1 + s, 1 + 2 s, ... at every stride s, which
@@ -129,9 +134,10 @@ def show_attention(
     Raises:
         FileNotFoundError: the image, the config or the checkpoint is missing.
         FileExistsError: a file to be written exists and ``force`` is off.
-        CheckpointError: the checkpoint is unsafe, unreadable, or of something else.
+        LaunchError: the config cannot be read, or is neither mmdet's nor mmseg's.
+        CheckpointError: the checkpoint is unsafe, unreadable, or of another model.
         ValueError: the image cannot be read, a point lies outside it, no layer has such a name,
-            the model has no attention of ours, or it is of another kind than those above.
+            or the model has no attention of ours.
     """
     for path in filter(None, (image, config, checkpoint)):
         if not Path(path).is_file():
@@ -157,16 +163,16 @@ def show_attention(
     for path in pages:
         check_absent(path, force)
     for path, (title, rows) in pages.items():
-        write_whole(path, draw(view, title, rows))
+        save_figure(draw(view, title, rows), path)
     return list(pages)
 
 
-def draw(view: View, title: str, rows: Sequence[Sequence[Panel | None]]) -> bytes:
-    """A PNG of rows of panels, of which None leaves its place empty.
+def draw(view: View, title: str, rows: Sequence[Sequence[Panel | None]]) -> Figure:
+    """A figure of rows of panels, of which None leaves its place empty.
 
     Every map has its own colours: from 0 up, or where heads subtract, around 0.
     """
-    from matplotlib.figure import Figure  # no pyplot: its backends and global state stay alone
+    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     height, width = view.image.shape[:2]
@@ -195,9 +201,7 @@ def draw(view: View, title: str, rows: Sequence[Sequence[Panel | None]]) -> byte
             axes.set_title(panel.title, fontsize=8, pad=3)
             x, y = (position + 0.5 for position in panel.point)
             axes.plot(x, y, '*', markersize=9, color='white', markeredgecolor='black')
-    content = io.BytesIO()
-    figure.savefig(content, format='png')
-    return content.getvalue()
+    return figure
 
 
 def _draw_map(axes, view: View, panel: Panel):
@@ -317,16 +321,7 @@ def _chosen(found: dict[str, tuple[MHSA, Tensor]], wanted: Sequence[str]) -> lis
 
 def _load_config(config: str, checkpoint: str, photo: np.ndarray) -> tuple[nn.Module, View]:
     """The model of an mmdet or mmseg config, and what its test pipeline makes of a BGR image."""
-    cfg = Config.fromfile(config)
-    scope = cfg.get('default_scope')
-    if scope == 'mmdet':
-        from mmdet.apis import DetInferencer as Inferencer
-    elif scope == 'mmseg':
-        from mmseg.apis import MMSegInferencer as Inferencer
-    else:
-        raise ValueError(f'{config}: default_scope is {scope!r}; it must be mmdet or mmseg')
-    read_checkpoint(checkpoint)  # refuses what is no safe checkpoint, in its own words
-    inferencer = Inferencer(cfg, checkpoint, device='cpu')
+    inferencer, _ = load_inferencer(read_config(config), checkpoint, 'cpu')
     data = inferencer.collate_fn([inferencer.pipeline(photo)])
     data = inferencer.model.data_preprocessor(data, False)
     scale = data['data_samples'][0].metainfo.get('scale_factor', (1.0, 1.0))

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import torch
 from mmengine.config import Config
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import DefaultScope
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from mmivit.apis.config import check_scope, read_config
+from mmivit.apis.models import build_model
 from mmivit.models.ivit import ARCHITECTURES, IViT
+from mmivit.utils.tables import markdown_table
 
 try:
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -87,10 +89,11 @@ def config_cost(cfg: Config, size: tuple[int, int] | None = None, **options) -> 
         options: further arguments of the backbone, in place of the config's.
 
     Raises:
-        ValueError: the config's default_scope is neither mmdet nor mmseg.
+        LaunchError: the config's default_scope is neither mmdet nor mmseg.
     """
-    size = size or SIZES[_scope(cfg)]
-    device = 'cpu' if _scope(cfg) == 'mmdet' else 'meta'
+    scope = check_scope(cfg)
+    size = size or SIZES[scope]
+    device = 'cpu' if scope == 'mmdet' else 'meta'
     cfg = copy.deepcopy(cfg)
     cfg.model.backbone.update(options)
     return count_cost(*build_pass(cfg, size, device))
@@ -107,17 +110,13 @@ def build_pass(
         device: where both are made.
 
     Raises:
-        ValueError: the config's default_scope is neither mmdet nor mmseg.
+        LaunchError: the config's default_scope is neither mmdet nor mmseg.
     """
-    scope = _scope(cfg)
-    with (
-        torch.random.fork_rng(devices=[]),
-        torch.device(device),
-        DefaultScope.overwrite_default_scope(scope),
-    ):
+    scope = check_scope(cfg)
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model)))
-        image = torch.rand(1, 3, *size)
+        model = build_model(cfg, device)
+        image = torch.rand(1, 3, *size, device=device)
     arguments = (image,)
     if scope == 'mmdet':
         from mmdet.structures import DetDataSample
@@ -130,12 +129,49 @@ def build_pass(
         with torch.device(device), DefaultScope.overwrite_default_scope(scope):
             return model(*arguments, mode='tensor')
 
-    model.eval()
     return model, forward
 
 
-def _scope(cfg: Config) -> str:
-    scope = cfg.get('default_scope')
-    if scope not in SIZES:
-        raise ValueError(f'default_scope is {scope!r}; it must be one of {", ".join(SIZES)}')
-    return scope
+def architectures_table(sizes: Sequence[tuple[int, int]], **options) -> str:
+    """Markdown: what every architecture's backbone costs for images of some sizes.
+
+    Args:
+        sizes: height and width, pixels.
+        options: further arguments of :class:`IViT`.
+    """
+    costs = [architecture_costs(size, **options) for size in sizes]
+    titles = (f'MACs at {height} x {width}' for height, width in sizes)
+    rows = (
+        [arch, _millions(cost.parameters), *(_billions(column[arch].macs) for column in costs)]
+        for arch, cost in costs[0].items()
+    )
+    return markdown_table(['arch', 'parameters', *titles], rows)
+
+
+def configs_table(paths: Sequence[str], sizes: Sequence[tuple[int, int]] = (), **options) -> str:
+    """Markdown: what the whole models of configs cost for images of some sizes.
+
+    Args:
+        paths: of configs of mmdet or mmseg.
+        sizes: height and width, pixels; that of :data:`SIZES` if not given.
+        options: further arguments of the backbones, in place of the configs'.
+
+    Raises:
+        LaunchError: there is no such config, or its default_scope is neither mmdet nor mmseg.
+    """
+    rows = []
+    for path in paths:
+        cfg = read_config(path)
+        for height, width in sizes or [SIZES[check_scope(cfg)]]:
+            cost = config_cost(cfg, (height, width), **options)
+            macs = _billions(cost.macs)
+            rows.append([path, f'{height} x {width}', _millions(cost.parameters), macs])
+    return markdown_table(['config', 'image', 'parameters', 'MACs'], rows, names=2)
+
+
+def _millions(count: int) -> str:
+    return f'{count / 1e6:.1f} M'
+
+
+def _billions(count: int) -> str:
+    return f'{count / 1e9:.1f} G'

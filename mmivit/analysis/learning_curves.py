@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmivit.utils.files import check_absent, write_whole
+from mmivit.utils.figures import save_figure
+from mmivit.utils.files import check_absent
 
 SCORES = ('mIoU', 'mAP', 'top1')  # how the names of the scores that are drawn end
 Curve = list[tuple[int, float]]
@@ -82,6 +82,4 @@ def plot_logs(runs: Sequence[str | Path], out: str | Path, force: bool = False) 
         axes.set(xlabel='iteration', ylabel='training loss' if name == 'loss' else name)
         axes.grid(alpha=0.3)
     panels[0].legend(fontsize=8)
-    content = io.BytesIO()
-    figure.savefig(content, format='png')
-    write_whole(Path(out), content.getvalue())
+    save_figure(figure, Path(out))

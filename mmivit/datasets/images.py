@@ -20,30 +20,13 @@ from tqdm import tqdm
 
 from mmivit.datasets.loaders import decodes_as_stock
 from mmivit.datasets.report import DataReport, Finding, first_line
+from mmivit.datasets.vetting import IMAGE_FORMATS, check_image
 
-MOST_PIXELS = 89_478_485  # where Pillow warns of a decompression bomb; 256 MiB decoded
-# Those that OpenCV reads too; for others Pillow may even start a program.
-IMAGE_FORMATS = ('JPEG', 'PNG', 'BMP', 'TIFF', 'WEBP', 'PPM', 'GIF', 'JPEG2000', 'SUN')
 NEARLY_BLACK = 15  # of 255: what the upper byte of 12 bits in 16 can hold
 SCALE_BITS = "scale them to 16 bits, or load with color_type='unchanged'"
 THREADS = 4  # decoding runs in parallel; more threads would hold more images at once
 LEAST_SIDE = 31  # pixels that the backbone needs
 COLOURS = {'1': 'grey', 'L': 'grey', 'LA': 'grey', 'CMYK': 'CMYK', 'RGBA': 'RGBA'}  # Pillow's modes
-
-
-def check_image(path: str | Path) -> tuple[int, int]:
-    """Width and height of an image that may be decoded, by its header and a PNG's parts.
-
-    Raises:
-        PIL.Image.DecompressionBombError: it has more than MOST_PIXELS.
-        Exception: of nearly any kind, it is damaged or no image.
-    """
-    with Image.open(path, formats=IMAGE_FORMATS) as image:
-        if image.width * image.height > MOST_PIXELS:
-            raise Image.DecompressionBombError(f'{image.width} x {image.height}')
-        # OpenCV takes as much memory as a broken PNG says that its next part is long.
-        image.verify()
-        return image.size
 
 
 class FileFault(Exception):

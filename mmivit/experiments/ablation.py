@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,15 +23,14 @@ import torch
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
-from mmengine.registry import METRICS, MODELS, DefaultScope
+from mmengine.registry import METRICS
 from mmengine.runner import Runner
 from torch import Tensor
 from tqdm import tqdm
 
 from mmivit.analysis.attention_maps import head_diversity
-from mmivit.analysis.cost import Cost, count_cost
 from mmivit.datasets.shapes import BEACONS, HARD_SHAPES, ShapesSpec, write_dataset
-from mmivit.experiments.warm_start import RunLog, set_budget, spread, train_and_score
+from mmivit.experiments.warm_start import RunLog, set_budget, train_and_score
 from mmivit.models.attention import ATTENTIONS, INTERACTIONS
 
 # Compared within iViT: nano's widths, with half of its convolution blocks. They reach about 50
@@ -39,7 +38,6 @@ from mmivit.models.attention import ATTENTIONS, INTERACTIONS
 TRUNK = dict(depths=(1, 1, 4, 1), widths=(32, 64, 128, 256))
 LEARNING_RATE = 2e-3  # AdamW, for every model
 BACKGROUND_WEIGHT = 0.2  # in the segmentation loss: four fifths of the pixels, and no question
-PEER_SIZE = 224  # side of the image, pixels, at which peers' costs are told
 HEAD_DIMS = (64, 32, 16, 8)  # 2, 4, 8 and 16 heads in stage 3
 # All with nano's four widths, so that necks and heads are the same.
 PEERS = {
@@ -69,12 +67,6 @@ DIVERSITY = {  # what is recorded of heads, and how tables call it
     'effective_rank': "maps' effective rank",
 }
 DIVERSITY_IMAGES = 8
-DIVERSITY_OF = ('attention', 'heads')
-UNITS = {  # of what a group varies, where that is a number
-    'landmarks': "side of the landmarks' grid",
-    'heads': 'heads in stage 3',
-    'tokens': 'tokens in stage 3',
-}
 
 
 @dataclass(frozen=True)
@@ -210,7 +202,12 @@ GROUPS = tuple(plan(Preset()))
 
 
 def ablate(
-    folder: Path, configs: Path, preset: Preset, groups: Sequence[str] = GROUPS, jobs: int = 0
+    folder: Path,
+    configs: Path,
+    preset: Preset,
+    groups: Sequence[str] = GROUPS,
+    jobs: int = 0,
+    seeds: int | None = None,
 ) -> tuple[RunLog, dict[str, list[Row]]]:
     """Train what is not in ``folder/runs.jsonl`` yet, several runs at a time.
 
@@ -221,14 +218,17 @@ def ablate(
         groups: which of GROUPS.
         jobs: runs at a time, each a process; as many as CPU cores, up to 8, if 0. Small models
             keep neither two cores nor a GPU busy.
+        seeds: runs of everything; the preset's numbers if not given.
 
     Returns:
         All records, and the groups' rows.
 
     Raises:
-        ValueError: ``runs.jsonl`` is damaged, or ``jobs`` negative.
+        ValueError: ``runs.jsonl`` is damaged, ``jobs`` negative, or ``seeds`` less than 1.
         RuntimeError: a run failed.
     """
+    if seeds is not None:
+        preset = replace(preset, seeds=seeds, other_seeds=seeds)
     folder.mkdir(parents=True, exist_ok=True)
     log = RunLog(folder / 'runs.jsonl')
     rows = {group: group_rows for group, group_rows in plan(preset).items() if group in groups}
@@ -390,107 +390,3 @@ class VariantAccuracy(BaseMetric):
     def compute_metrics(self, results: list) -> dict[str, float]:
         shapes, variants = map(sum, zip(*results))
         return dict(variant=100 * variants / max(1, shapes))
-
-
-def peer_costs() -> dict[str, Cost]:
-    """Cost of every peer's backbone for one image of PEER_SIZE x PEER_SIZE pixels."""
-    costs = {}
-    with DefaultScope.overwrite_default_scope('mmdet'):
-        for name, settings in PEERS.items():
-            model = MODELS.build(settings)
-            image = torch.zeros(1, 3, PEER_SIZE, PEER_SIZE)
-            costs[name] = count_cost(model, lambda model=model, image=image: model(image))
-    return costs
-
-
-def ablation_tables(log: RunLog, rows: dict[str, list[Row]]) -> str:
-    """Markdown: a table per group, scores as mean and standard deviation over n seeds."""
-    lines = []
-    for group, group_rows in rows.items():
-        unit, names = UNITS.get(group), _score_names(log, group_rows)
-        heads = [group, *([unit] if unit else []), *(f'{name} (%)' for name in names), 'n']
-        costs = peer_costs() if group == 'peers' else None
-        if costs:
-            heads += ['parameters', f'MACs at {PEER_SIZE} x {PEER_SIZE}']
-        numbers = len(heads) - 1
-        lines += [f'## {group}', '', f'| {" | ".join(heads)} |', '|---|' + '---:|' * numbers]
-        for name, number, runs in group_rows:
-            cells = [name, *([str(number)] if unit else [])]
-            cells += [spread(_scores(log, runs, score)) for score in names]
-            cells.append(str(len({run.seed for run in runs})))
-            if costs:
-                cost = costs[name]
-                cells += [f'{cost.parameters / 1e6:.2f} M', f'{cost.macs / 1e6:.0f} M']
-            lines.append(f'| {" | ".join(cells)} |')
-        lines.append('')
-        if group in DIVERSITY_OF:
-            lines += _diversity_table(log, group, group_rows)
-    return '\n'.join(lines)
-
-
-def _diversity_table(log: RunLog, group: str, rows: list[Row]) -> list[str]:
-    """How alike heads are, before and after training."""
-    when = ('before', 'after')
-    heads = [f'{title}, {moment}' for title in DIVERSITY.values() for moment in when]
-    lines = [f'| {group} | {" | ".join(heads)} |', '|---|' + '---:|' * len(heads)]
-    for name, number, runs in rows:
-        cells = [name if number is None else f'{name}, {number}']
-        for key in DIVERSITY:
-            for moment in when:
-                values = [record['diversity'][moment][key] for record in _records(log, runs)]
-                cells.append(spread(values, digits=2))
-        lines.append(f'| {" | ".join(cells)} |')
-    return [*lines, '']
-
-
-def plot_ablation(log: RunLog, rows: dict[str, list[Row]], path: Path) -> None:
-    """A column per group, a row per score: bars, or curves where a number is varied; PNG."""
-    from matplotlib.figure import Figure
-
-    shown = [group for group in rows if group != 'peers'] or list(rows)
-    scores = _score_names(log, rows[shown[0]])
-    size = (4 * len(shown), 3.2 * len(scores))
-    figure = Figure(size, layout='constrained')
-    panels = figure.subplots(len(scores), len(shown), squeeze=False, sharey='row')
-    for column, group in enumerate(shown):
-        for axes, score in zip(panels[:, column], scores):
-            values = {
-                (name, number): _scores(log, runs, score) for name, number, runs in rows[group]
-            }
-            for line in dict.fromkeys(name for name, _ in values):
-                points = [(x, v) for (name, x), v in values.items() if name == line for v in v]
-                means = {x: sum(v) / len(v) for (name, x), v in values.items() if name == line}
-                if group in UNITS:
-                    axes.plot(list(means), list(means.values()), marker='o', label=line)
-                    axes.set_xscale('log', base=2)
-                    axes.set_xticks(list(means), [str(x) for x in means])
-                else:
-                    axes.bar(line, means[None], color='C0', alpha=0.4)
-                    axes.tick_params(axis='x', labelsize=8)
-                axes.plot(
-                    [line if x is None else x for x, _ in points],
-                    [v for _, v in points],
-                    '.',
-                    color='black',
-                    markersize=4,
-                )
-            axes.set(title=group, ylabel=f'{score} (%)', xlabel=UNITS.get(group, ''))
-            axes.grid(alpha=0.3)
-            if group in UNITS:
-                axes.legend()
-    figure.suptitle('Drawn images, hard mode: means over seeds; a dot is a run')
-    figure.savefig(path, dpi=110)
-
-
-def _score_names(log: RunLog, rows: list[Row]) -> list[str]:
-    """Names of the scores of a group's runs."""
-    runs = rows[0][2]
-    return list(dict.fromkeys(name for score in _records(log, runs) for name in score['score']))
-
-
-def _scores(log: RunLog, runs: list[Run], name: str) -> list[float]:
-    return [r['score'][name] for r in _records(log, runs) if name in r['score']]
-
-
-def _records(log: RunLog, runs: list[Run]) -> Iterator[dict]:
-    return (log.get(**asdict(run)) for run in runs)

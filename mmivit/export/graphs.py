@@ -1,191 +1,39 @@
-"""Models as ONNX graphs, checked against torch: images go in as they were read."""
+"""Models as ONNX graphs, checked against torch: images go in as they were read.
+
+What can be exported is a :class:`Target`; a further family of models is one more of them, in
+:data:`TARGETS`.
+"""
 
 from __future__ import annotations
 
-import copy
 import importlib
 import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.logging import print_log
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, DefaultScope
 from mmengine.utils import digit_version
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
-from tqdm import tqdm
 
-from mmivit.analysis.benchmark import compare
-from mmivit.apis.launch import check_channels, read_config
+from mmivit.apis.config import check_channels, read_config
+from mmivit.apis.models import load_model
 from mmivit.errors import ExportError
+from mmivit.export.parity import SIZES, Parity, check_parity
 from mmivit.models.attention import average_blocks
-from mmivit.models.ivit import ARCHITECTURES, IViT
-from mmivit.models.loading import check_fits
 from mmivit.utils.files import check_absent, whole
 from mmivit.version import __version__
-from mmivit.weights.checkpoint import dataset_meta, find_state_dict, naming, read_checkpoint
 
-# Batch, height, width of the images a graph is checked with: the smallest, odd sides, a landmark
-# grid that is clamped on one side alone, a batch, and a large one.
-SIZES = ((1, 31, 31), (2, 112, 137), (1, 64, 400), (4, 224, 224), (1, 800, 1333))
-EXPORTED_SIZE = (2, 224, 288)  # what the exporter is shown, none of them
-TOLERANCE = 1e-4
+EXPORTED_SIZE = (2, 224, 288)  # what the exporter is shown: none of those a graph is checked with
 OPSET = 18
-SECONDS = 2.0  # spent on timing each size, about
-PARITY_HEADER = (
-    '| model | batch x height x width | largest difference | torch, ms | onnxruntime, ms |\n'
-    '|---|---|---:|---:|---:|'
-)
+MAPS = 'float32, batch x channels x height x width each, finest first'
 PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
-
-
-class Parity(NamedTuple):
-    """How a graph compares with torch at one size."""
-
-    batch: int
-    height: int  # pixels
-    width: int
-    difference: float  # the largest absolute one, in units of the largest value
-    torch_seconds: float  # medians of a batch
-    onnx_seconds: float
-
-
-class Export(NamedTuple):
-    """What was exported: a sentence, what the graph takes and gives, and how it was checked."""
-
-    what: str
-    description: dict[str, str]
-    parities: list[Parity]
-
-
-def export(
-    config: str,
-    checkpoint: str,
-    out: str | Path,
-    force: bool = False,
-    cfg_options: dict | None = None,
-) -> Export:
-    """Write a segmentor, or a detector's backbone and neck, as an ONNX graph.
-
-    Batch, height and width are dynamic. Normalisation and padding are part of the graph. The
-    graph is compared with torch at :data:`SIZES` before it gets its name.
-
-    Args:
-        config: path of an mmdet or mmseg config.
-        checkpoint: path of the weights.
-        out: the ``.onnx`` file to write.
-        force: replace an existing file.
-        cfg_options: what to override in the config, by dotted key.
-
-    Raises:
-        ExportError: a package is missing, the model is none that can be exported, or the graph
-            differs from torch; nothing is written then.
-        LaunchError, CheckpointError: the config or the checkpoint is missing or does not fit.
-        OSError: the checkpoint is missing, or the file exists and ``force`` is off.
-    """
-    _check_packages()
-    out = Path(out)
-    if out.suffix != '.onnx':
-        raise ExportError(f'{out}: the graph is written to a file that ends in .onnx')
-    check_absent(out, force)
-    cfg = read_config(config, cfg_options=cfg_options)
-    check_channels(cfg)
-    model, classes = _load(cfg, checkpoint)
-    print_log('torch makes the graph, a minute or more', logger='current')
-    with whole(out) as partial_out:
-        return _export_model(model, cfg, partial_out, classes, SECONDS)
-
-
-def _check_packages() -> None:
-    missing = []
-    for name in PACKAGES:
-        try:
-            importlib.import_module(name)
-        except ImportError:
-            missing.append(name)
-    if missing:
-        raise ExportError(
-            f'{", ".join(missing)} cannot be imported: python -m pip install {" ".join(PACKAGES)}'
-        )
-    if digit_version(torch.__version__) < digit_version('2.5.0'):
-        raise ExportError(
-            f'torch {torch.__version__} has no exporter for dynamic sizes; 2.5 or newer has'
-        )
-
-
-def _load(cfg: Config, checkpoint: str) -> tuple[nn.Module, list[str]]:
-    """A config's model with a checkpoint's weights, all of them, and the classes' names."""
-    loaded = read_checkpoint(checkpoint)
-    with naming(checkpoint):
-        weights = find_state_dict(loaded)
-        classes = dataset_meta(loaded).get('classes') or ()
-        model = build(cfg)
-        check_fits(model, weights)
-    model.load_state_dict(weights, strict=False)
-    return model, list(classes)
-
-
-def build(cfg: Config) -> nn.Module:
-    """A config's model for inference, its weights as they are initialised."""
-    scope = cfg.get('default_scope')
-    if scope not in ('mmdet', 'mmseg'):
-        raise ExportError(f'default_scope is {scope!r}; it must be mmdet or mmseg')
-    with DefaultScope.overwrite_default_scope(scope):
-        model = revert_sync_batchnorm(MODELS.build(copy.deepcopy(cfg.model)))
-    if not hasattr(model, 'extract_feat') or not hasattr(model, 'backbone'):
-        raise ExportError(f'{type(model).__name__} has no backbone of its own to be exported')
-    return model.eval()
-
-
-def _export_model(
-    model: nn.Module, cfg: Config, path: Path, classes: list[str], seconds: float
-) -> Export:
-    """Write the graph of a built model to ``path`` and check it."""
-    options = cfg.model.get('data_preprocessor') or {}
-    channels = cfg.model.backbone.get('in_channels', 3)
-    if cfg.default_scope == 'mmseg':
-        test_cfg = options.get('test_cfg') or {}
-        if set(test_cfg) - {'size_divisor'}:
-            raise ExportError(
-                f'data_preprocessor.test_cfg is {dict(test_cfg)}: only size_divisor can be '
-                'exported, other padding is of one size'
-            )
-        graph = SegmentorGraph(model, options, channels, test_cfg.get('size_divisor') or 1)
-        reference = partial(_segmentor_reference, model)
-        outputs = ['logits']
-        what = f'{type(model).__name__}, whole, at the size of the image (no sliding windows)'
-        given = 'float32, batch x classes x height x width, before softmax'
-    else:
-        graph = FeatureGraph(model, options, channels, options.get('pad_size_divisor', 1))
-        reference = partial(_detector_reference, model)
-        with torch.no_grad():
-            maps = len(graph(torch.zeros(1, channels, 64, 64)))
-        outputs = [f'map{i}' for i in range(maps)]
-        parts = 'backbone and neck' if model.with_neck else 'backbone'
-        what = (
-            f'{parts} of {type(model).__name__}; its heads select boxes by score and overlap, '
-            'which is left to mmdet'
-        )
-        given = 'float32, batch x channels x height x width each, finest first'
-    order = 'BGR' if options.get('bgr_to_rgb') else 'RGB' if options.get('rgb_to_bgr') else ''
-    description = {
-        'image': f'float32, batch x {channels} x height x width, '
-        + (f'{order}, 0 to 255' if order and options.get('mean') else 'as the pipeline packs it')
-        + '; normalised and padded inside',
-        ', '.join(outputs): given,
-    }
-    metadata = {**description, 'exported': what, 'classes': json.dumps(classes)}
-    write_onnx(graph, path, outputs, channels, metadata)
-    return Export(what, description, check_parity(path, reference, channels, SIZES, seconds))
 
 
 class FeatureGraph(nn.Module):
@@ -230,23 +78,6 @@ class SegmentorGraph(FeatureGraph):
         x = self.preprocess(image)
         logits = self.model.encode_decode(x, [dict(img_shape=x.shape[2:])])
         return logits[..., : image.shape[2], : image.shape[3]]
-
-
-def _detector_reference(model: nn.Module, images: Tensor) -> Sequence[Tensor]:
-    """What mmdet itself computes."""
-    inputs = model.data_preprocessor(dict(inputs=list(images)), False)['inputs']
-    return model.extract_feat(inputs)
-
-
-def _segmentor_reference(model: nn.Module, images: Tensor) -> Sequence[Tensor]:
-    """What mmseg itself computes."""
-    from mmseg.structures import SegDataSample
-
-    height, width = images.shape[2:]
-    samples = [SegDataSample(metainfo=dict(img_shape=(height, width))) for _ in images]
-    data = model.data_preprocessor(dict(inputs=list(images), data_samples=samples), False)
-    metas = [sample.metainfo for sample in data['data_samples']]
-    return [model.encode_decode(data['inputs'], metas)[..., :height, :width]]
 
 
 class _BlockAverages(TorchFunctionMode):
@@ -308,118 +139,230 @@ def write_onnx(
     program.save(path, external_data=False)
 
 
-def check_parity(
-    path: Path,
-    reference: Callable[[Tensor], Sequence[Tensor]],
-    channels: int,
-    sizes: Sequence[tuple[int, int, int]],
-    seconds: float,
-) -> list[Parity]:
-    """Compare a graph in onnxruntime with torch on noise, and time both in turn.
+class Target:
+    """Something to export: its graph, what that takes and gives, and torch's own answer to it.
 
-    Args:
-        path: the graph.
-        reference: what the graph should compute: images (B, channels, H, W), whole numbers 0 to
-            255, to what it gives.
+    Attributes:
+        what: is exported, a phrase.
+        graph: takes images (B, channels, H, W), gives a tensor or a tuple of them.
         channels: of the image.
-        sizes: batch, height, width.
-        seconds: spent on timing each size, about.
-
-    Raises:
-        ExportError: they differ by more than :data:`TOLERANCE`, or onnxruntime fails.
+        outputs: names of what the graph gives.
+        takes: the image: type, layout, content.
+        gives: the outputs: type, layout.
     """
-    import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
-    generator = torch.Generator().manual_seed(0)
-    parities = []
-    for batch, height, width in tqdm(sizes, desc='checking in onnxruntime', unit='size'):
-        shape = (batch, channels, height, width)
-        images = torch.randint(256, shape, generator=generator).float()
-        functions = dict(
-            torch=torch.no_grad()(partial(reference, images)),
-            onnx=partial(session.run, None, dict(image=images.numpy())),
-        )
-        expected = functions['torch']()
-        try:
-            difference = _difference(expected, functions['onnx']())
-        except Exception as error:  # onnxruntime's have no base class of their own
-            raise ExportError(
-                f'onnxruntime cannot run the graph at {batch} x {channels} x {height} x {width}: '
-                f'{error}'
-            ) from error
-        if not difference <= TOLERANCE:  # neither is NaN
-            raise ExportError(
-                f'the graph differs from torch by {difference:.1e} at {batch} x {channels} x '
-                f'{height} x {width}, more than {TOLERANCE:.0e}; nothing was written'
-            )
-        times = compare(functions, 'cpu', seconds)
-        medians = (times[name]['seconds'] for name in ('torch', 'onnx'))
-        parities.append(Parity(batch, height, width, difference, *medians))
-    return parities
+    what: str
+    graph: nn.Module
+    channels: int
+    outputs: list[str]
+    takes: str
+    gives: str
+
+    def reference(self, images: Tensor) -> Sequence[Tensor]:
+        """What the graph should give, as the model's own package computes it."""
+        raise NotImplementedError
+
+    @property
+    def description(self) -> dict[str, str]:
+        """What the graph takes and gives, by name."""
+        return {'image': self.takes, ', '.join(self.outputs): self.gives}
+
+    def write(self, path: Path, classes: Sequence[str] = ()) -> None:
+        """Write the graph with its description.
+
+        Args:
+            path: where to.
+            classes: names of what the model tells apart.
+
+        Raises:
+            ExportError: torch cannot export it.
+        """
+        metadata = {**self.description, 'exported': self.what, 'classes': json.dumps(classes)}
+        write_onnx(self.graph, path, self.outputs, self.channels, metadata)
 
 
-def _difference(expected: Sequence[Tensor], found: Sequence[np.ndarray]) -> float:
-    """The largest over the outputs, each in units of its largest value."""
-    if [tuple(y.shape) for y in expected] != [y.shape for y in found]:
-        return float('inf')
-    return max(
-        float(np.abs(y.numpy() - z).max() / np.abs(y.numpy()).max())
-        for y, z in zip(expected, found)
-    )
-
-
-def benchmark_export(
-    models: Sequence[str], seconds: float, folder: Path
-) -> Iterator[tuple[str, list[Parity]]]:
-    """Compare and time the graphs of backbones and of whole segmentors.
-
-    Weights are random: nothing is read.
+class BackboneTarget(Target):
+    """A backbone by itself, whose input is normalised.
 
     Args:
-        models: names of architectures, for the backbone alone, or paths of segmentors' configs.
-        seconds: spent on timing each size, about.
-        folder: where the graphs lie meanwhile.
+        backbone: an IViT.
+        channels: of its input.
+    """
 
-    Yields:
-        The model's name, and what was compared at each of :data:`SIZES`.
+    def __init__(self, backbone: nn.Module, channels: int = 3) -> None:
+        self.what = type(backbone).__name__
+        self.graph, self.channels = backbone, channels
+        self.outputs = _map_names(len(backbone.out_channels))
+        self.takes = f'float32, batch x {channels} x height x width, normalised'
+        self.gives = MAPS
+
+    def reference(self, images: Tensor) -> Sequence[Tensor]:
+        return self.graph(images)
+
+
+class ModelTarget(Target):
+    """What the models of mmdet and mmseg have in common: a data preprocessor, in the graph too.
+
+    Args:
+        model: built from the config.
+        cfg: its config.
+    """
+
+    def __init__(self, model: nn.Module, cfg: Config) -> None:
+        self.model = model
+        self.options = cfg.model.get('data_preprocessor') or {}
+        self.channels = cfg.model.backbone.get('in_channels', 3)
+        content = 'as the pipeline packs it'
+        for swap, order in (('rgb_to_bgr', 'RGB'), ('bgr_to_rgb', 'BGR')):
+            if self.options.get(swap) and self.options.get('mean'):
+                content = f'{order}, 0 to 255'
+        self.takes = (
+            f'float32, batch x {self.channels} x height x width, {content}; '
+            'normalised and padded inside'
+        )
+
+    @classmethod
+    def fits(cls, model: nn.Module) -> bool:
+        """Whether a model is of this kind."""
+        return hasattr(model, 'extract_feat') and hasattr(model, 'backbone')
+
+
+class SegmentorTarget(ModelTarget):
+    """A segmentor of mmseg, whole."""
+
+    def __init__(self, model: nn.Module, cfg: Config) -> None:
+        super().__init__(model, cfg)
+        test_cfg = self.options.get('test_cfg') or {}
+        if set(test_cfg) - {'size_divisor'}:
+            raise ExportError(
+                f'data_preprocessor.test_cfg is {dict(test_cfg)}: only size_divisor can be '
+                'exported, other padding is of one size'
+            )
+        divisor = test_cfg.get('size_divisor') or 1
+        self.graph = SegmentorGraph(model, self.options, self.channels, divisor)
+        self.outputs = ['logits']
+        self.what = f'{type(model).__name__}, whole, at the size of the image (no sliding windows)'
+        self.gives = 'float32, batch x classes x height x width, before softmax'
+
+    @classmethod
+    def fits(cls, model: nn.Module) -> bool:
+        return super().fits(model) and hasattr(model, 'encode_decode')
+
+    def reference(self, images: Tensor) -> Sequence[Tensor]:
+        from mmseg.structures import SegDataSample
+
+        height, width = images.shape[2:]
+        samples = [SegDataSample(metainfo=dict(img_shape=(height, width))) for _ in images]
+        data = dict(inputs=list(images), data_samples=samples)
+        data = self.model.data_preprocessor(data, False)
+        metas = [sample.metainfo for sample in data['data_samples']]
+        return [self.model.encode_decode(data['inputs'], metas)[..., :height, :width]]
+
+
+class DetectorTarget(ModelTarget):
+    """Backbone and neck of a detector of mmdet."""
+
+    def __init__(self, model: nn.Module, cfg: Config) -> None:
+        super().__init__(model, cfg)
+        divisor = self.options.get('pad_size_divisor', 1)
+        self.graph = FeatureGraph(model, self.options, self.channels, divisor)
+        with torch.no_grad():
+            maps = self.graph(torch.zeros(1, self.channels, 64, 64))
+        self.outputs = _map_names(len(maps))
+        parts = 'backbone and neck' if model.with_neck else 'backbone'
+        self.what = (
+            f'{parts} of {type(model).__name__}; its heads select boxes by score and overlap, '
+            'which is left to mmdet'
+        )
+        self.gives = MAPS
+
+    def reference(self, images: Tensor) -> Sequence[Tensor]:
+        inputs = self.model.data_preprocessor(dict(inputs=list(images)), False)['inputs']
+        return self.model.extract_feat(inputs)
+
+
+# The first that fits is taken: one for fewer models stands before one for more.
+TARGETS: tuple[type[ModelTarget], ...] = (SegmentorTarget, DetectorTarget)
+
+
+def _map_names(count: int) -> list[str]:
+    return [f'map{i}' for i in range(count)]
+
+
+def find_target(model: nn.Module, cfg: Config) -> ModelTarget:
+    """What can be exported of a config's model.
 
     Raises:
-        ExportError: a package is missing, or a graph differs from torch.
-        LaunchError: there is no such config.
+        ExportError: nothing can.
     """
-    _check_packages()
-    for model in models:
-        path = folder / 'graph.onnx'
-        if model in ARCHITECTURES:
-            backbone = scatter(IViT(model)).eval()
-            write_onnx(backbone, path, [f'map{i}' for i in range(len(backbone.out_channels))])
-            yield f'backbone {model}', check_parity(path, backbone, 3, SIZES, seconds)
-        else:
-            cfg = read_config(model)
-            exported = _export_model(scatter(build(cfg)), cfg, path, [], seconds)
-            yield Path(model).stem, exported.parities
+    for target in TARGETS:
+        if target.fits(model):
+            return target(model, cfg)
+    raise ExportError(f'{type(model).__name__} has no backbone of its own to be exported')
 
 
-def scatter(model: nn.Module) -> nn.Module:
-    """Move every parameter from its initial value, as training does, and give the model back.
+class Export(NamedTuple):
+    """What was exported: a phrase, what the graph takes and gives, and how it was checked."""
 
-    At the start interactions are the identity, scales one and biases zero, and whatever a graph
-    did with them would look right.
+    what: str
+    description: dict[str, str]
+    parities: list[Parity]
+
+
+def export(
+    config: str,
+    checkpoint: str,
+    out: str | Path,
+    force: bool = False,
+    cfg_options: dict | None = None,
+) -> Export:
+    """Write a segmentor, or a detector's backbone and neck, as an ONNX graph.
+
+    Batch, height and width are dynamic. Normalisation and padding are part of the graph. The
+    graph is compared with torch at :data:`mmivit.export.parity.SIZES` before it gets its name.
+
+    Args:
+        config: path of an mmdet or mmseg config.
+        checkpoint: path of the weights.
+        out: the ``.onnx`` file to write.
+        force: replace an existing file.
+        cfg_options: what to override in the config, by dotted key.
+
+    Raises:
+        ExportError: a package is missing, the model is none that can be exported, or the graph
+            differs from torch; nothing is written then.
+        LaunchError, CheckpointError: the config or the checkpoint is missing or does not fit.
+        FileExistsError: the file exists and ``force`` is off.
     """
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
-    return model
+    check_packages()
+    out = Path(out)
+    if out.suffix != '.onnx':
+        raise ExportError(f'{out}: the graph is written to a file that ends in .onnx')
+    check_absent(out, force)
+    cfg = read_config(config, cfg_options=cfg_options)
+    check_channels(cfg)
+    model, meta = load_model(cfg, checkpoint)
+    target = find_target(model, cfg)
+    print_log('torch makes the graph, a minute or more', logger='current')
+    with whole(out) as partial_out:
+        target.write(partial_out, list(meta.get('classes') or ()))
+        parities = check_parity(partial_out, target.reference, target.channels, SIZES)
+    return Export(target.what, target.description, parities)
 
 
-def parity_rows(model: str, parities: Sequence[Parity]) -> str:
-    """Rows of Markdown, one for each size, to stand under :data:`PARITY_HEADER`."""
-    return '\n'.join(
-        f'| {model} | {p.batch} x {p.height} x {p.width} | {p.difference:.1e} '
-        f'| {1e3 * p.torch_seconds:.1f} | {1e3 * p.onnx_seconds:.1f} |'
-        for p in parities
-    )
+def check_packages() -> None:
+    """Raise ExportError if a package that exporting needs is missing or too old."""
+    missing = []
+    for name in PACKAGES:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            missing.append(name)
+    if missing:
+        raise ExportError(
+            f'{", ".join(missing)} cannot be imported: python -m pip install {" ".join(PACKAGES)}'
+        )
+    if digit_version(torch.__version__) < digit_version('2.5.0'):
+        raise ExportError(
+            f'torch {torch.__version__} has no exporter for dynamic sizes; 2.5 or newer has'
+        )

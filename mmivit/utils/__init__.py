@@ -1,1 +1,1 @@
-"""Files, texts and tables: what any room may use. Needs the standard library alone."""
+"""What any room may use: files, texts, tables, figures and timing. The last needs torch."""

@@ -21,7 +21,7 @@ from mmivit.analysis.attention_pictures import (
     draw,
     show_attention,
 )
-from mmivit.errors import CheckpointError
+from mmivit.errors import CheckpointError, LaunchError
 from mmivit.models import IViT
 from tests.conftest import CONFIGS, run_tool
 
@@ -241,7 +241,7 @@ def test_models_without_attention_and_of_other_kinds_are_named(folder, tmp_path)
     with pytest.raises(ValueError, match='ResNet runs no attention'):
         show_attention(folder / 'photo.png', str(tmp_path / 'resnet.pth'), '.', timm='resnet18')
     (tmp_path / 'other.py').write_text("default_scope = 'mmpretrain'\n")
-    with pytest.raises(ValueError, match='must be mmdet or mmseg'):
+    with pytest.raises(LaunchError, match='must be mmdet or mmseg'):
         show_attention(
             folder / 'photo.png', str(folder / 'timm.pth'), '.', str(tmp_path / 'other.py')
         )
@@ -258,3 +258,11 @@ def test_the_command(folder):
     assert done.returncode == 1
     assert len(done.stderr.strip().splitlines()) == 1
     assert 'outside the image' in done.stderr
+
+
+def test_weights_of_another_model_are_refused(folder, tmp_path):
+    with pytest.raises(CheckpointError, match=r'mmseg\.pth: it is of another model'):
+        show_attention(
+            folder / 'photo.png', str(folder / 'mmseg.pth'), tmp_path / 'out', str(DETECTOR)
+        )
+    assert not (tmp_path / 'out').exists()

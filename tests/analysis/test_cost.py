@@ -3,7 +3,13 @@
 import pytest
 from mmengine.config import Config
 
-from mmivit.analysis.cost import architecture_costs, config_cost
+from mmivit.analysis.cost import (
+    architecture_costs,
+    architectures_table,
+    config_cost,
+    configs_table,
+)
+from mmivit.errors import LaunchError
 from mmivit.models.ivit import ARCHITECTURES
 from tests.conftest import CONFIGS
 
@@ -60,5 +66,22 @@ def test_a_config_costs_its_backbone_and_its_heads(name):
 
 
 def test_a_config_of_another_scope_is_refused():
-    with pytest.raises(ValueError, match='mmdet, mmseg'):
+    with pytest.raises(LaunchError, match='mmdet or mmseg'):
         config_cost(Config(dict(default_scope='mmpretrain')))
+
+
+def test_tables_have_a_row_for_each_model_and_size():
+    table = architectures_table([(64, 64), (64, 96)], attention='mhsa').splitlines()
+    assert table[:2] == [
+        '| arch | parameters | MACs at 64 x 64 | MACs at 64 x 96 |',
+        '|---|---:|---:|---:|',
+    ]
+    assert [row.split(' | ')[0][2:] for row in table[2:]] == list(ARCHITECTURES)
+    config = str(CONFIGS / 'upernet_ivit_shapes.py')
+    cost = config_cost(Config.fromfile(config), (64, 64))
+    assert configs_table([config], [(64, 64)]).splitlines()[1:] == [
+        '|---|---|---:|---:|',
+        f'| {config} | 64 x 64 | {cost.parameters / 1e6:.1f} M | {cost.macs / 1e9:.1f} G |',
+    ]
+    with pytest.raises(LaunchError, match=r'no file none\.py'):
+        configs_table(['none.py'])

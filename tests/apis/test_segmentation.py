@@ -1,4 +1,4 @@
-"""Segmentation with its own commands, with stock mmseg, and on images larger than memory likes."""
+"""Segmentation with its own commands and with stock mmseg."""
 
 import json
 import subprocess
@@ -8,14 +8,10 @@ import cv2
 import mmseg
 import numpy as np
 import pytest
-import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
-from mmseg.datasets import ADE20KDataset
 from PIL import Image
 
-from mmivit.apis import predict
-from mmivit.apis.predict import Segmentor, slide_labels, upsampled_labels
+from mmivit.apis.inferencers import Segmentor
 from tests.conftest import CONFIGS, run_tool
 
 CONFIG = CONFIGS / 'upernet_ivit_shapes.py'
@@ -84,68 +80,9 @@ def test_prediction(checkpoint, shapes, tmp_path):
     assert picture.shape[1] > picture.shape[0] * 300 / 200  # the legend stands beside the image
 
 
-def small_upernet(**test_cfg):
-    """UperNet with 150 classes that is quick to run, and its config."""
-    cfg = Config.fromfile(CONFIGS / 'upernet_ivit_nano.py')
-    cfg.merge_from_dict(
-        {
-            'model.decode_head.channels': 16,
-            'model.decode_head.norm_cfg.type': 'BN',
-            'model.auxiliary_head.norm_cfg.type': 'BN',
-            'model.test_cfg': test_cfg,
-        }
-    )
-    init_default_scope('mmseg')
-    torch.manual_seed(0)
-    return cfg, MODELS.build(cfg.model).eval()
-
-
-def test_ade20k_checkpoints_show_ade20k_whether_or_not_they_say_so(tmp_path):
-    cfg, model = small_upernet(mode='whole')
-    torch.save(dict(state_dict=model.state_dict(), meta={}), tmp_path / 'plain.pth')
-    segmentor = Segmentor(cfg, str(tmp_path / 'plain.pth'), 'cpu', {})
-    assert tuple(segmentor.classes) == ADE20KDataset.METAINFO['classes']
-    assert list(segmentor.palette) == ADE20KDataset.METAINFO['palette']
-
-
-@pytest.mark.parametrize('size', [(96, 150), (64, 64), (40, 200), (131, 77)])
-def test_sliding_by_rows_gives_the_labels_of_stock_sliding(size):
-    _, model = small_upernet(mode='slide', crop_size=(64, 64), stride=(43, 43))
-    image = torch.randn(1, 3, *size)
-    meta = dict(img_shape=size, ori_shape=size)
-    with torch.no_grad():
-        expected = model.slide_inference(image, [dict(meta)])[0].argmax(0)
-        labels = slide_labels(model, image, meta)
-    assert (labels == expected).float().mean() > 0.999  # near-ties may fall either way
-    assert labels.shape == size
-
-
-def test_sliding_over_a_padded_image_gives_the_labels_of_stock_inference(monkeypatch, tmp_path):
-    cfg, model = small_upernet(mode='slide', crop_size=(64, 64), stride=(43, 43))
-    cfg.model.data_preprocessor.test_cfg = dict(size_divisor=64)
-    cfg.test_pipeline = [step for step in cfg.test_pipeline if step.type != 'Resize']
-    cfg.test_dataloader.dataset.pipeline = cfg.test_pipeline
-    torch.save(dict(state_dict=model.state_dict(), meta={}), tmp_path / 'x.pth')
-    segmentor = Segmentor(cfg, str(tmp_path / 'x.pth'), 'cpu', {})
-    image = np.random.default_rng(0).integers(0, 255, (100, 75, 3), np.uint8)
-    stock = segmentor.inferencer(image, return_datasamples=True).pred_sem_seg.data[0].numpy()
-    monkeypatch.setattr(predict, 'MAX_LOGITS', 0)
-    assert (segmentor.label_map(image) == stock).mean() > 0.999  # near-ties may fall either way
-
-
-def test_upsampling_by_classes_gives_the_labels_of_resized_logits(monkeypatch):
-    _, model = small_upernet(mode='whole')
-    logits = torch.randn(150, 20, 30)
-    expected = torch.nn.functional.interpolate(
-        logits[None], (77, 90), mode='bilinear', align_corners=False
-    )[0].argmax(0)
-    monkeypatch.setattr(predict, 'MAX_LOGITS', 77 * 90 * 8)
-    assert torch.equal(upsampled_labels(logits, (77, 90), model), expected)
-
-
 @pytest.mark.matrix('segmentation')
 def test_labels_equal_stock_inference(checkpoint, shapes):
-    segmentor = Segmentor(Config.fromfile(CONFIG), str(checkpoint), 'cpu', {})
+    segmentor = Segmentor(Config.fromfile(CONFIG), str(checkpoint), 'cpu')
     image = cv2.imread(str(shapes / 'data/shapes/images/validation/000001.jpg'))
     image = cv2.resize(image, (201, 130))
     stock = segmentor.inferencer(image, return_datasamples=True)

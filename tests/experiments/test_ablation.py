@@ -1,7 +1,7 @@
 """The ablations: which runs there are, and all of it once, as small as it goes."""
 
 import multiprocessing
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -17,13 +17,10 @@ from mmivit.experiments.ablation import (
     Run,
     VariantAccuracy,
     ablate,
-    ablation_tables,
-    peer_costs,
     plan,
-    plot_ablation,
     run_config,
 )
-from mmivit.experiments.warm_start import RunLog
+from mmivit.experiments.ablation_report import write_ablation_report
 from mmivit.models import IViT
 from tests.conftest import CONFIGS, run_tool
 
@@ -72,14 +69,6 @@ def test_every_run_has_a_model(preset, tmp_path):
                 assert (settings['arch'] == TRUNK) == (run.task == 'light')
 
 
-def test_peers_are_of_like_size():
-    ours, *others = (costs := peer_costs()).values()
-    assert set(costs) == set(PEERS)
-    for other in others:
-        assert other.parameters == pytest.approx(ours.parameters, rel=0.15)
-        assert other.macs == pytest.approx(ours.macs, rel=0.15)
-
-
 def test_variant_accuracy_counts_where_the_shape_is_right():
     names = (SEMANTIC_CLASSES[0], *HARD_CLASSES)
 
@@ -118,23 +107,18 @@ def test_all_of_it_and_on_from_a_torn_line(tmp_path, capfd):
     measured = log.get(task='light', attention='imhsa')['diversity']
     assert measured['before'].keys() == measured['after'].keys() == DIVERSITY.keys()
     assert measured['before'] != measured['after']
-    table = ablation_tables(log, rows)
+    table = write_ablation_report(log, rows, tmp_path)
+    assert (tmp_path / 'ablation.md').read_text() == table
     assert "| attention | maps' cosine, before | maps' cosine, after |" in table
     assert '| attention | mIoU (%) | variant accuracy (%) | n |' in table
     assert '| peers | mIoU (%) | variant accuracy (%) | segm mAP50 (%) | bbox mAP50 (%) |' in table
-    plot_ablation(log, rows, tmp_path / 'plot.png')
-    assert (tmp_path / 'plot.png').read_bytes().startswith(b'\x89PNG')
+    assert (tmp_path / 'ablation.png').read_bytes().startswith(b'\x89PNG')
     assert '12 of 12 runs' in capfd.readouterr().err
 
 
-def test_mean_and_spread_are_those_of_the_seeds(tmp_path):
-    log = RunLog(tmp_path / 'runs.jsonl')
-    rows = {'attention': plan(replace(TINY, seeds=3))['attention']}
-    diversity = dict.fromkeys(('before', 'after'), dict.fromkeys(DIVERSITY, 1.0))
-    for _, _, runs in rows['attention']:
-        for run, value in zip(runs, (1.0, 2.0, 6.0)):
-            log.add(**asdict(run), score={'mIoU': value}, seconds=1.0, diversity=diversity)
-    assert '| imhsa | 3.0 ± 2.6 | 3 |' in ablation_tables(log, rows)
+def test_no_seeds_at_all_are_refused(tmp_path):
+    with pytest.raises(ValueError, match='seeds=0, 0: expected at least 1'):
+        ablate(tmp_path, CONFIGS, TINY, seeds=0)
 
 
 def test_a_failed_run_is_named_and_ends_the_others(tmp_path):

@@ -8,11 +8,11 @@ Trains from scratch on the hard drawn data. Killed, it goes on where it was when
 """
 
 import argparse
-import sys
-from dataclasses import replace
 from pathlib import Path
 
-from mmivit.experiments.ablation import GROUPS, PRESETS, ablate, ablation_tables, plot_ablation
+from mmivit.apis.command import errors_told
+from mmivit.experiments.ablation import GROUPS, PRESETS, ablate
+from mmivit.experiments.ablation_report import write_ablation_report
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 
@@ -34,16 +34,9 @@ def main() -> None:
     )
     args = parser.parse_args()
     out = args.out or Path(f'work_dirs/ablate_{args.preset}')
-    preset = PRESETS[args.preset]
-    try:
-        if args.seeds is not None:
-            preset = replace(preset, seeds=args.seeds, other_seeds=args.seeds)
-        log, rows = ablate(out, CONFIGS, preset, args.only, args.jobs)
-    except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(f'ablate: {error}')
-    tables = ablation_tables(log, rows)
-    (out / 'ablation.md').write_text(tables)
-    plot_ablation(log, rows, out / 'ablation.png')
+    with errors_told(ValueError, OSError, RuntimeError):
+        log, rows = ablate(out, CONFIGS, PRESETS[args.preset], args.only, args.jobs, args.seeds)
+    tables = write_ablation_report(log, rows, out)
     print(f'{tables}\n{out / "ablation.md"}, .png, {log.path.name}')
 
 

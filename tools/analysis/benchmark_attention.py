@@ -9,14 +9,13 @@ from pathlib import Path
 
 import torch
 
-from mmivit.analysis.benchmark import (
+from mmivit.analysis.benchmark import table, write_rows
+from mmivit.analysis.benchmark_attention import (
     attention_verdicts,
     benchmark_attention,
-    machine,
     plot_attention,
-    table,
-    write_rows,
 )
+from mmivit.utils.timing import machine
 
 
 def main() -> None:

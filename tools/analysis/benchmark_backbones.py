@@ -9,14 +9,13 @@ from pathlib import Path
 
 import torch
 
-from mmivit.analysis.benchmark import (
+from mmivit.analysis.benchmark import table, write_rows
+from mmivit.analysis.benchmark_backbones import (
     backbone_verdicts,
     benchmark_backbones,
     benchmark_whole,
-    machine,
-    table,
-    write_rows,
 )
+from mmivit.utils.timing import machine
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 

@@ -9,10 +9,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mmivit.analysis.benchmark import machine
 from mmivit.errors import ExportError, LaunchError
-from mmivit.export.graphs import PARITY_HEADER, benchmark_export, parity_rows
+from mmivit.export.benchmark import COLUMNS, benchmark_export
 from mmivit.models.ivit import ARCHITECTURES
+from mmivit.utils.tables import markdown_row, markdown_table
+from mmivit.utils.timing import machine
 
 UPERNET = str(Path(__file__).parents[2] / 'configs' / 'upernet_ivit.py')
 
@@ -28,11 +29,11 @@ def main() -> None:
     parser.add_argument('--seconds', type=float, default=10, help='timing of each size, about')
     args = parser.parse_args()
     print(*(f'{key}: {value}' for key, value in machine('cpu').items()), sep='\n')
-    print(f'\n{PARITY_HEADER}', flush=True)
+    print(f'\n{markdown_table(COLUMNS, names=2)}', flush=True)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            for model, parities in benchmark_export(args.models, args.seconds, Path(folder)):
-                print(parity_rows(model, parities), flush=True)
+            for timed in benchmark_export(args.models, args.seconds, Path(folder)):
+                print(markdown_row(timed.cells()), flush=True)
         except (ExportError, LaunchError) as error:
             sys.exit(f'benchmark_export: {error}')
 

@@ -7,41 +7,15 @@ The first is the README's table of architectures, the second a row of docs/model
 """
 
 import argparse
-import sys
 
-from mmengine.config import Config
-
-from mmivit.analysis.cost import SIZES, Cost, architecture_costs, config_cost
+from mmivit.analysis.cost import architectures_table, configs_table
+from mmivit.apis.command import errors_told
 from mmivit.models.attention import ATTENTIONS
 
 
 def pixels(text: str) -> tuple[int, int]:
     height, width = map(int, text.split('x'))
     return height, width
-
-
-def print_architectures(sizes: list[tuple[int, int]], options: dict) -> None:
-    costs = [architecture_costs(size, **options) for size in sizes]
-    titles = ' | '.join(f'MACs at {height} x {width}' for height, width in sizes)
-    print(f'| arch | parameters | {titles} |')
-    print('|---|' + '---:|' * (1 + len(costs)))
-    for arch, cost in costs[0].items():
-        macs = ' | '.join(f'{column[arch].macs / 1e9:.1f} G' for column in costs)
-        print(f'| {arch} | {cost.parameters / 1e6:.1f} M | {macs} |')
-
-
-def print_configs(paths: list[str], sizes: list[tuple[int, int]], options: dict) -> None:
-    print('| config | image | parameters | MACs |')
-    print('|---|---|---:|---:|')
-    for path in paths:
-        cfg = Config.fromfile(path)
-        for size in sizes or [SIZES.get(cfg.get('default_scope'))]:
-            cost = config_cost(cfg, size, **options)
-            print(f'| {path} | {size[0]} x {size[1]} | {as_columns(cost)} |', flush=True)
-
-
-def as_columns(cost: Cost) -> str:
-    return f'{cost.parameters / 1e6:.1f} M | {cost.macs / 1e9:.1f} G'
 
 
 def main() -> None:
@@ -59,12 +33,11 @@ def main() -> None:
     args = parser.parse_args()
     options = dict(attention=args.attention, landmarks=args.landmarks)
     options = {name: value for name, value in options.items() if value is not None}
-    if not args.configs:
-        return print_architectures(args.size or [(224, 224), (800, 1333)], options)
-    try:
-        print_configs(args.configs, args.size, options)
-    except (OSError, ValueError) as error:
-        sys.exit(f'count_cost: {error}')
+    with errors_told(OSError, ValueError):
+        if args.configs:
+            print(configs_table(args.configs, args.size or (), **options))
+        else:
+            print(architectures_table(args.size or [(224, 224), (800, 1333)], **options))
 
 
 if __name__ == '__main__':

@@ -1,0 +1,233 @@
+"""mmdet's and mmseg's inferencers and visualisers: an image in; a picture and a record out."""
+
+from __future__ import annotations
+
+import io
+
+import cv2
+import mmcv
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.infer import BaseInferencer
+from mmengine.registry import DATASETS
+from mmengine.structures import PixelData
+from PIL import Image
+
+from mmivit.apis.config import check_scope, innermost_datasets
+from mmivit.apis.large_images import exceeds_memory, slide_labels, upsampled_labels
+from mmivit.apis.models import check_weights, read_loadable
+from mmivit.errors import CheckpointError
+from mmivit.weights.checkpoint import dataset_meta, naming
+
+LEGIBLE = 480  # pixels; smaller images are enlarged for drawing, so that labels can be read
+LONGEST = 4096  # pixels, up to which they are
+
+
+def load_inferencer(
+    cfg: Config, checkpoint: str, device: str | None = None
+) -> tuple[BaseInferencer, dict]:
+    """mmdet's or mmseg's inferencer with a checkpoint's weights, all of them.
+
+    Args:
+        cfg: a config of mmdet or mmseg.
+        checkpoint: path or URL of a ``.pth`` file.
+        device: 'cpu', 'cuda:0' and so on; the best available if not given.
+
+    Returns:
+        The inferencer, and the checkpoint's ``dataset_meta``, empty if it has none.
+
+    Raises:
+        LaunchError: there is no such file, or the config's default_scope is neither mmdet nor
+            mmseg.
+        CheckpointError: the checkpoint is unsafe, unreadable, or of another model.
+    """
+    inferencer_class = _inferencer_class(check_scope(cfg))
+    loaded = read_loadable(checkpoint, 'checkpoint')
+    with naming(checkpoint):
+        saved = dataset_meta(loaded or {})
+        inferencer = inferencer_class(cfg, checkpoint, device=device)
+    check_weights(inferencer.model, checkpoint, loaded)
+    return inferencer, saved
+
+
+def _inferencer_class(scope: str) -> type[BaseInferencer]:
+    if scope == 'mmdet':
+        from mmdet.apis import DetInferencer
+
+        return DetInferencer
+    from mmseg.apis import MMSegInferencer
+
+    return MMSegInferencer
+
+
+class Detector:
+    """mmdet's inferencer: BGR image in, RGB picture and plain record out.
+
+    Args:
+        score_thr: detections below this score are left out.
+
+    Raises:
+        LaunchError, CheckpointError: as in :func:`load_inferencer`.
+    """
+
+    def __init__(self, cfg: Config, checkpoint: str, device: str | None, score_thr: float) -> None:
+        self.inferencer, saved = load_inferencer(cfg, checkpoint, device)
+        self.inferencer.show_progress = False
+        self.model = self.inferencer.model
+        self.classes = _names_and_colours(cfg, saved)['classes']
+        # mmdet takes COCO's where the checkpoint names none.
+        self.model.dataset_meta['classes'] = self.classes
+        self.score_thr = score_thr
+
+    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, dict]:
+        sample = self.inferencer(image, return_datasamples=True)['predictions'][0]
+        sample.pred_instances = sample.pred_instances[
+            sample.pred_instances.scores >= self.score_thr
+        ]
+        record = self.inferencer.pred2dict(sample)  # bboxes x1, y1, x2, y2; masks as COCO RLE
+        if max(record['labels'], default=0) >= len(self.classes):
+            raise CheckpointError(f'it predicts more classes than the {len(self.classes)} named')
+        detections = []
+        for i, label in enumerate(record['labels']):
+            detection = dict(
+                label=label,
+                name=self.classes[label],
+                score=record['scores'][i],
+                bbox=record['bboxes'][i],
+            )
+            if 'masks' in record:
+                detection['mask'] = record['masks'][i]
+            detections.append(detection)
+        return self._draw(image, sample), dict(detections=detections)
+
+    def _draw(self, image: np.ndarray, sample) -> np.ndarray:
+        factor = _enlargement(*image.shape[:2])
+        instances = sample.pred_instances
+        if factor > 1:
+            image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
+            instances.bboxes = instances.bboxes * factor
+            if 'masks' in instances:
+                instances.masks = torch.as_tensor(instances.masks)
+                instances.masks = instances.masks.repeat_interleave(factor, 1)
+                instances.masks = instances.masks.repeat_interleave(factor, 2)
+        visualizer = self.inferencer.visualizer
+        visualizer.add_datasample(
+            'prediction', mmcv.bgr2rgb(image), sample, draw_gt=False, pred_score_thr=0
+        )
+        return visualizer.get_image()
+
+
+class Segmentor:
+    """mmseg's inferencer: BGR image in; RGB picture, plain record and label map (PNG) out.
+
+    Raises:
+        LaunchError, CheckpointError: as in :func:`load_inferencer`; or there are too many classes.
+    """
+
+    def __init__(self, cfg: Config, checkpoint: str, device: str | None) -> None:
+        self.inferencer, saved = load_inferencer(cfg, checkpoint, device)
+        self.model = self.inferencer.model
+        if self.model.out_channels > 256:
+            raise CheckpointError(f'{checkpoint}: label maps of 8 bits hold 256 classes at most')
+        meta = _names_and_colours(cfg, saved)
+        self.classes, self.palette = meta['classes'], meta['palette']
+        self.inferencer.visualizer.dataset_meta = meta
+
+    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, dict, bytes]:
+        labels = self.label_map(image)
+        counts = np.bincount(labels.ravel(), minlength=len(self.classes))
+        found = {
+            self.classes[i]: counts[i] / labels.size
+            for i in np.argsort(-counts, kind='stable')
+            if counts[i]
+        }
+        record = dict(classes=list(self.classes), shares=found)
+        return self._draw(image, labels, found), record, self._png(labels)
+
+    @torch.no_grad()
+    def label_map(self, image: np.ndarray) -> np.ndarray:
+        """Class index of every pixel, (H, W) uint8, of a BGR image."""
+        model = self.model
+        data = self.inferencer.collate_fn([self.inferencer.pipeline(image)])
+        data = model.data_preprocessor(data, False)
+        inputs, meta = data['inputs'], data['data_samples'][0].metainfo
+        size = image.shape[:2]
+        padding = meta.get('img_padding_size', meta.get('padding_size', [0] * 4))
+        left, right, top, bottom = padding
+        rows = slice(top, inputs.shape[2] - bottom)
+        columns = slice(left, inputs.shape[3] - right)
+        slides = model.test_cfg.get('mode') == 'slide'
+        if slides and exceeds_memory(model, inputs):
+            labels = slide_labels(model, inputs, meta)[rows, columns]
+        else:
+            logits = model.inference(inputs, [meta])[0, :, rows, columns]  # (classes, h, w)
+            labels = upsampled_labels(logits, size, model)
+        labels = labels.cpu().numpy().astype(np.uint8)
+        if labels.shape != size:
+            labels = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST)
+        return labels
+
+    def _draw(self, image: np.ndarray, labels: np.ndarray, found: dict) -> np.ndarray:
+        """The overlay beside a legend of the classes found, with their shares."""
+        factor = _enlargement(*image.shape[:2])
+        if factor > 1:
+            image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
+            labels = labels.repeat(factor, 0).repeat(factor, 1)
+        from mmseg.structures import SegDataSample
+
+        sample = SegDataSample(pred_sem_seg=PixelData(data=torch.from_numpy(labels)[None]))
+        visualizer = self.inferencer.visualizer
+        visualizer.add_datasample(
+            'prediction', mmcv.bgr2rgb(image), sample, draw_gt=False, with_labels=False
+        )
+        overlay = visualizer.get_image()
+        return np.hstack([overlay, self._legend(len(overlay), found)])
+
+    def _legend(self, height: int, found: dict) -> np.ndarray:
+        """(height, width, 3) RGB; text grows with the picture and shrinks for many classes."""
+        line = min(height / 12, (height - 8) / max(len(found), 1))
+        scale = line / 44
+        lines = [f'{name} {share:.1%}' for name, share in found.items()]
+        font = cv2.FONT_HERSHEY_SIMPLEX
+        thick = max(1, round(scale * 1.5))
+        text = max(cv2.getTextSize(entry, font, scale, thick)[0][0] for entry in lines)
+        legend = np.full((height, int(text + 2.2 * line), 3), 255, np.uint8)
+        for i, (name, entry) in enumerate(zip(found, lines)):
+            top = int(4 + i * line)
+            box = int(line * 0.7)
+            colour = tuple(map(int, self.palette[self.classes.index(name)]))
+            left = int(line * 0.3)
+            cv2.rectangle(legend, (left, top), (left + box, top + box), colour, -1)
+            base = (int(line * 1.4), top + int(box * 0.85))
+            cv2.putText(legend, entry, base, font, scale, (0, 0, 0), thick, cv2.LINE_AA)
+        return legend
+
+    def _png(self, labels: np.ndarray) -> bytes:
+        picture = Image.fromarray(labels, mode='P')
+        picture.putpalette(np.array(self.palette, np.uint8).tobytes())
+        buffer = io.BytesIO()
+        picture.save(buffer, 'PNG')
+        return buffer.getvalue()
+
+
+def _names_and_colours(cfg: Config, saved: dict) -> dict:
+    """Classes and palette: those saved in the checkpoint, else those of the config's data set.
+
+    Without either, mmdet names any model's classes as COCO's, mmseg as Cityscapes'.
+    """
+    meta = {key: saved.get(key) for key in ('classes', 'palette')}
+    node = next(innermost_datasets(cfg.get('test_dataloader')), None)
+    if node and not all(meta.values()):
+        dataset = dict(node, pipeline=[], lazy_init=True, _scope_=cfg.default_scope)
+        own = DATASETS.build(dataset).metainfo
+        meta = {key: value or own.get(key) for key, value in meta.items()}
+    if not meta['classes']:
+        raise CheckpointError('neither the checkpoint nor the config names the classes')
+    return meta
+
+
+def _enlargement(height: int, width: int) -> int:
+    """How many times an image is enlarged for drawing; the long side stays within bounds."""
+    needed = -(-LEGIBLE // min(height, width))
+    return max(1, min(needed, LONGEST // max(height, width)))

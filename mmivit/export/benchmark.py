@@ -1,0 +1,78 @@
+"""The graphs of backbones and of whole segmentors beside torch: parity and time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from mmivit.apis.config import read_config
+from mmivit.apis.models import build_model
+from mmivit.export import parity
+from mmivit.export.graphs import BackboneTarget, check_packages, find_target
+from mmivit.models.ivit import ARCHITECTURES, IViT
+from mmivit.utils.timing import compare
+
+COLUMNS = (*parity.COLUMNS, 'torch, ms', 'onnxruntime, ms')
+
+
+class Timed(NamedTuple):
+    """How a graph compares with torch at one size, and what both take."""
+
+    model: str
+    parity: parity.Parity
+    torch_seconds: float  # medians of a batch
+    onnx_seconds: float
+
+    def cells(self) -> list[str]:
+        """A row of a table of :data:`COLUMNS`."""
+        times = (self.torch_seconds, self.onnx_seconds)
+        return [*self.parity.cells(self.model), *(f'{1e3 * seconds:.1f}' for seconds in times)]
+
+
+def benchmark_export(models: Sequence[str], seconds: float, folder: Path) -> Iterator[Timed]:
+    """Compare and time the graphs of backbones and of whole models.
+
+    Weights are random: nothing is read.
+
+    Args:
+        models: names of architectures, for the backbone alone, or paths of configs.
+        seconds: spent on timing each size, about.
+        folder: where the graphs lie meanwhile.
+
+    Yields:
+        What was found for each model at each of :data:`mmivit.export.parity.SIZES`.
+
+    Raises:
+        ExportError: a package is missing, or a graph differs from torch.
+        LaunchError: there is no such config.
+    """
+    check_packages()
+    path = folder / 'graph.onnx'
+    for model in models:
+        if model in ARCHITECTURES:
+            name, target = f'backbone {model}', BackboneTarget(scatter(IViT(model)).eval())
+        else:
+            cfg = read_config(model)
+            name, target = Path(model).stem, find_target(scatter(build_model(cfg)), cfg)
+        target.write(path)
+        for pair in parity.pairs(path, target.reference, target.channels, parity.SIZES):
+            found = pair.compare()
+            times = compare(dict(torch=pair.torch, onnx=pair.onnx), 'cpu', seconds)
+            yield Timed(name, found, *(times[side]['seconds'] for side in ('torch', 'onnx')))
+
+
+def scatter(model: nn.Module) -> nn.Module:
+    """Move every parameter from its initial value, as training does, and give the model back.
+
+    At the start interactions are the identity, scales one and biases zero, and whatever a graph
+    did with them would look right.
+    """
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
+    return model
