@@ -120,12 +120,10 @@ def check_paths(cfg: Config, splits: tuple[str, ...]) -> None:
                 path = os.path.join(root, part)
                 if '://' not in path:
                     expected[path] = root
-        for evaluator in innermost_evaluators(cfg.get(f'{split}_evaluator')):
-            path = evaluator.get('ann_file')
-            if path and '://' not in path:
-                expected.setdefault(path, os.path.dirname(path))
     missing = [path for path in expected if not os.path.exists(path)]
     if not missing:
+        for split in splits:
+            _check_evaluator_paths(cfg, split)
         return
     root = expected[missing[0]].rstrip('/') or os.path.dirname(missing[0])
     lines = [
@@ -143,6 +141,22 @@ def check_paths(cfg: Config, splits: tuple[str, ...]) -> None:
         'Once the data is there, python tools/check_data.py CONFIG looks for faults in it.',
     ]
     raise LaunchError('\n'.join(lines))
+
+
+def _check_evaluator_paths(cfg: Config, split: str) -> None:
+    """An evaluator's file is named apart from the data set's, and forgotten when that changes."""
+    for evaluator in innermost_evaluators(cfg.get(f'{split}_evaluator')):
+        path = evaluator.get('ann_file')
+        if path and '://' not in path and not os.path.exists(path):
+            files = [
+                os.path.join(dataset.get('data_root') or '', dataset['ann_file'])
+                for dataset in innermost_datasets(cfg.get(f'{split}_dataloader'))
+                if dataset.get('ann_file')
+            ]
+            raise LaunchError(
+                f'{split}_evaluator.ann_file: no file {path}, seen from {os.getcwd()}; the data '
+                f'is read from {", ".join(files) or "folders"}'
+            )
 
 
 def check_channels(cfg: Config) -> None:
