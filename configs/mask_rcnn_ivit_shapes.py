@@ -9,6 +9,7 @@ Made for two CPU cores: 128 x 128 images, narrow neck and heads.
 _base_ = 'mask_rcnn_ivit.py'
 
 # After _base_, else MMEngine takes this for a config of its other kind.
+import os.path  # noqa: E402
 from importlib import metadata  # noqa: E402
 
 data_root = 'data/shapes/'
@@ -94,7 +95,7 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(ann_file=data_root + 'annotations/instances_validation.json')
+val_evaluator = dict(ann_file=os.path.join(data_root, 'annotations/instances_validation.json'))
 test_evaluator = val_evaluator
 
 max_epochs = 4

@@ -120,6 +120,19 @@ def test_a_dataset_of_your_own_is_named_in_one_place(tmp_path):
             assert loader.dataset.data_root == 'data/your_dataset/'
 
 
+def test_a_data_root_may_end_without_a_slash(tmp_path):
+    """Paths are joined: the evaluator's file was 'data/mineannotations/val.json'."""
+    text = (CONFIGS / 'examples/your_dataset_detection.py').read_text()
+    text = text.replace("_base_ = '../", f"_base_ = '{CONFIGS}/")
+    text = text.replace("data_root = 'data/your_dataset/'", "data_root = 'data/mine'")
+    (tmp_path / 'mine.py').write_text(text)
+    cfg = Config.fromfile(tmp_path / 'mine.py')
+    assert cfg.val_evaluator.ann_file == cfg.test_evaluator.ann_file
+    assert cfg.val_evaluator.ann_file == 'data/mine/annotations/val.json'
+    for path in CONFIGS.rglob('*.py'):
+        assert 'data_root +' not in path.read_text()
+
+
 @pytest.mark.parametrize('arch', ['nano', 'tiny'])
 def test_bf16_training_of_the_backbone_stays_finite(arch):
     """On a CPU the backbone alone: mmcv's operators know no bf16 there."""

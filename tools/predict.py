@@ -24,6 +24,8 @@ def main() -> None:
     with errors_told(OSError):
         report = predict(**vars(args))
     print(f'{len(report.written)} images: {args.out}/pictures, {args.out}/predictions')
+    for line in report.doubts.details():
+        print(line)
     if report.failed:
         lines = [f'  {printable(path)}: {reason}' for path, reason in report.failed.items()]
         sys.exit('\n'.join([f'{len(report.failed)} could not be predicted:', *lines]))

@@ -1,5 +1,10 @@
 """COCO 2017 with instance masks, 1333 x 800, two images per GPU."""
 
+_base_ = []
+
+# After _base_, else MMEngine takes this for a config of its other kind.
+import os.path  # noqa: E402
+
 dataset_type = 'CocoDataset'
 data_root = 'data/coco/'
 
@@ -80,7 +85,7 @@ test_dataloader = val_dataloader
 
 val_evaluator = dict(
     type='CocoMetric',
-    ann_file=data_root + 'annotations/instances_val2017.json',
+    ann_file=os.path.join(data_root, 'annotations/instances_val2017.json'),
     metric=['bbox', 'segm'],
 )
 test_evaluator = val_evaluator

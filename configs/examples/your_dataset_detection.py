@@ -7,6 +7,9 @@ Annotations are in COCO's format; their category names must be those of `classes
 
 _base_ = '../mask_rcnn_ivit.py'
 
+# After _base_, else MMEngine takes this for a config of its other kind.
+import os.path  # noqa: E402
+
 # ---- yours -------------------------------------------------------------------------------------
 data_root = 'data/your_dataset/'
 classes = ('cat', 'dog')  # one class: ('cat',), with the comma
@@ -27,7 +30,7 @@ dataset = dict(data_root=data_root, metainfo=dict(classes=classes))
 train_dataloader = dict(dataset=dict(**dataset, **train))
 val_dataloader = dict(dataset=dict(**dataset, **val))
 test_dataloader = val_dataloader
-val_evaluator = dict(ann_file=data_root + val['ann_file'])
+val_evaluator = dict(ann_file=os.path.join(data_root, val['ann_file']))
 test_evaluator = val_evaluator
 
 train_cfg = dict(max_epochs=max_epochs)

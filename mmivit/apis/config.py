@@ -89,8 +89,20 @@ def innermost_datasets(node: dict | list | None) -> Iterator[dict]:
             yield node
 
 
+def innermost_evaluators(node: dict | list | None) -> Iterator[dict]:
+    """Every metric of an evaluator's config, alone, in a list or in an evaluator of several."""
+    if isinstance(node, (list, tuple)):
+        for item in node:
+            yield from innermost_evaluators(item)
+    elif isinstance(node, dict):
+        if node.get('metrics'):
+            yield from innermost_evaluators(node['metrics'])
+        elif 'type' in node:
+            yield node
+
+
 def check_paths(cfg: Config, splits: tuple[str, ...]) -> None:
-    """Check that the annotation files and image folders a config names are there.
+    """Check that the files and folders of data sets and evaluators that a config names are there.
 
     Args:
         cfg: the config.
@@ -110,6 +122,8 @@ def check_paths(cfg: Config, splits: tuple[str, ...]) -> None:
                     expected[path] = root
     missing = [path for path in expected if not os.path.exists(path)]
     if not missing:
+        for split in splits:
+            _check_evaluator_paths(cfg, split)
         return
     root = expected[missing[0]].rstrip('/') or os.path.dirname(missing[0])
     lines = [
@@ -127,6 +141,22 @@ def check_paths(cfg: Config, splits: tuple[str, ...]) -> None:
         'Once the data is there, python tools/check_data.py CONFIG looks for faults in it.',
     ]
     raise LaunchError('\n'.join(lines))
+
+
+def _check_evaluator_paths(cfg: Config, split: str) -> None:
+    """An evaluator's file is named apart from the data set's, and forgotten when that changes."""
+    for evaluator in innermost_evaluators(cfg.get(f'{split}_evaluator')):
+        path = evaluator.get('ann_file')
+        if path and '://' not in path and not os.path.exists(path):
+            files = [
+                os.path.join(dataset.get('data_root') or '', dataset['ann_file'])
+                for dataset in innermost_datasets(cfg.get(f'{split}_dataloader'))
+                if dataset.get('ann_file')
+            ]
+            raise LaunchError(
+                f'{split}_evaluator.ann_file: no file {path}, seen from {os.getcwd()}; the data '
+                f'is read from {", ".join(files) or "folders"}'
+            )
 
 
 def check_channels(cfg: Config) -> None:

@@ -17,6 +17,8 @@ from tqdm import tqdm
 from mmivit.apis.config import check_scope, read_config
 from mmivit.apis.images import find_images, read_image
 from mmivit.apis.inferencers import Detector, Segmentor
+from mmivit.datasets.images import darkness
+from mmivit.datasets.report import DataReport
 from mmivit.utils.files import RefusedFile, write_whole
 from mmivit.utils.text import printable
 
@@ -25,10 +27,11 @@ MAX_JPEG = 65_500  # pixels a side, in OpenCV
 
 @dataclass
 class PredictReport:
-    """Which images were predicted, and which files could not be used and why."""
+    """Which images were predicted, which files could not be used and why, and what to doubt."""
 
     written: list[Path] = field(default_factory=list)
     failed: dict[Path, str] = field(default_factory=dict)
+    doubts: DataReport = field(default_factory=lambda: DataReport('predicted'))
 
 
 def predict(
@@ -96,6 +99,8 @@ def predict(
             report.failed[path] = (str(error).strip() or type(error).__name__).splitlines()[0]
             continue
         report.written.append(path)
+        dark = darkness(path, image)
+        report.doubts.add([dark] if dark else [])
     return report
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from mmengine.config import ConfigDict
 
+from mmivit.apis.check_data import check_before_run
 from mmivit.apis.config import check_channels, check_paths, read_config
 from mmivit.apis.models import check_weights, read_loadable
-from mmivit.apis.runner import build_runner
+from mmivit.apis.runner import build_runner, warn
 from mmivit.errors import LaunchError
 
 
@@ -49,6 +50,7 @@ def evaluate(
         raise LaunchError(f'--out {out}: detections are written to a .pkl file')
     check_channels(cfg)
     check_paths(cfg, ('test',))
+    doubts = check_before_run(cfg, ('test',))
     cfg.load_from = checkpoint
     loaded = read_loadable(checkpoint, 'checkpoint')
     if show or show_dir:
@@ -70,6 +72,7 @@ def evaluate(
             if 'IoUMetric' in str(evaluator.type):  # the one that writes label maps
                 evaluator.update(output_dir=out, keep_results=True)
     runner = build_runner(cfg)
+    warn(doubts)
     check_weights(runner.model, checkpoint, loaded)
     if out and cfg.default_scope == 'mmdet':
         from mmdet.evaluation import DumpDetResults

@@ -11,9 +11,10 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
+from mmivit.apis.check_data import check_before_run
 from mmivit.apis.config import check_channels, check_paths, read_config
 from mmivit.apis.models import check_weights, read_loadable
-from mmivit.apis.runner import build_runner
+from mmivit.apis.runner import build_runner, warn
 from mmivit.engine.resume import check_whole, latest_checkpoint
 from mmivit.errors import LaunchError, TrainingError
 from mmivit.weights.checkpoint import read_checkpoint
@@ -51,6 +52,7 @@ def train(
     cfg = read_config(config, work_dir, cfg_options, launcher)
     check_channels(cfg)
     check_paths(cfg, ('train', 'val'))
+    doubts = check_before_run(cfg, ('train', 'val'))
     if amp:
         if not torch.cuda.is_available():
             raise LaunchError('--amp needs a CUDA device and torch sees none; leave it out.')
@@ -68,6 +70,7 @@ def train(
         cfg.auto_scale_lr.base_batch_size /= accumulated  # MMEngine leaves it out of the batch
     _choose_checkpoint(cfg, resume)
     runner = build_runner(cfg)
+    warn(doubts)
     if resume not in (None, 'auto'):
         check_weights(runner.model, resume, read_loadable(resume, '--resume'))
     warn_about_batch_size(runner)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from mmengine.dataset import BaseDataset
@@ -50,30 +51,59 @@ def find_check(kind: type[BaseDataset]) -> Check | None:
     return None
 
 
-def check_dataset(node: dict, splits: list[str], scope: str | None) -> DataReport:
-    """Read every image and annotation of one data set.
+@dataclass(eq=False)
+class Source:
+    """A data set, built and not yet read; what its pipelines load with; the splits it serves."""
+
+    dataset: BaseDataset
+    loaders: Loaders
+    splits: list[str] = field(default_factory=list)
+
+    def serve(self, split: str, loaders: Loaders, with_mask: bool = False) -> None:
+        """Note a split that reads it, and what is loaded there besides.
+
+        Args:
+            split: 'train', 'val' or 'test'.
+            loaders: of that split's pipeline.
+            with_mask: whether its evaluator wants masks.
+        """
+        if split not in self.splits:
+            self.splits.append(split)
+        self.loaders = Loaders(
+            self.loaders.image,
+            self.loaders.labels or loaders.labels,
+            self.loaders.with_mask or loaders.with_mask or with_mask,
+        )
+
+
+def open_source(node: dict, scope: str | None) -> Source:
+    """Build a data set without reading it.
 
     Args:
         node: the data set, as a config has it, with its pipeline.
-        splits: those of 'train', 'val', 'test' that it serves.
         scope: of the config, in which its names are looked up.
 
     Raises:
         LaunchError: the data set or a loader of its pipeline cannot be built.
     """
     dataset = build(DATASETS, dict(node, pipeline=[], lazy_init=True), scope)
-    loaders = find_loaders(node.get('pipeline') or [], scope)
+    return Source(dataset, find_loaders(node.get('pipeline') or [], scope))
+
+
+def check_source(source: Source) -> DataReport:
+    """Read every image and annotation of a data set."""
+    dataset, splits = source.dataset, source.splits
     kind = type(dataset)
-    source = getattr(dataset, 'ann_file', '') or dataset.data_prefix.get('img_path') or ''
-    report = DataReport(f'{", ".join(splits)}: {kind.__name__} {source}')
+    path = getattr(dataset, 'ann_file', '') or dataset.data_prefix.get('img_path') or ''
+    report = DataReport(f'{", ".join(splits)}: {kind.__name__} {path}')
     classes = dataset.metainfo.get('classes') or ()
     check = find_check(kind)
     if isinstance(classes, str):
         report.add([Finding('classes that are one text', f"{classes}: write ('{classes}',)")])
-    elif '://' in source:
-        report.add([Finding('data sets elsewhere, which are not read here', source)])
+    elif '://' in path:
+        report.add([Finding('data sets elsewhere, which are not read here', path)])
     elif check:
-        seen = check(report, dataset, loaders, splits)
+        seen = check(report, dataset, source.loaders, splits)
         # Outside training a class may be rare rather than forgotten.
         unseen = [name for name in classes if name not in seen]
         what = 'classes that are never annotated'

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
-from mmivit.datasets.report import Finding
+from mmivit.datasets.report import Finding, first_line
 
 TOLERANCE = 1.0  # pixels by which boxes and polygons may pass the border: rounding
 
@@ -42,6 +45,19 @@ FIELDS = dict(
 )
 
 
+def read_json(path: str) -> object:
+    """The content of a JSON file.
+
+    Raises:
+        ValueError: it cannot be read as JSON.
+    """
+    try:
+        with open(path, encoding='utf-8') as file:
+            return json.load(file)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f'{path}: {first_line(error)}') from error
+
+
 def usable_entries(content: object, part: str) -> tuple[list[dict], list[Finding]]:
     """The entries of 'images', 'categories' or 'annotations' that have what CocoDataset needs."""
     entries = content.get(part) if isinstance(content, dict) else None
@@ -64,6 +80,42 @@ def usable_entries(content: object, part: str) -> tuple[list[dict], list[Finding
     return usable, found
 
 
+class CocoFile(NamedTuple):
+    """The entries of a file that have what ``CocoDataset`` needs."""
+
+    path: str
+    images: list[dict]
+    categories: list[dict]
+    annotations: list[dict]
+
+    @classmethod
+    def read(cls, path: str) -> CocoFile:
+        """Read a file, leaving out what is faulty.
+
+        Raises:
+            ValueError: it cannot be read as JSON.
+        """
+        content = read_json(path)
+        parts = ('images', 'categories', 'annotations')
+        return cls(path, *(usable_entries(content, part)[0] for part in parts))
+
+    def labels(self, classes: Sequence[str]) -> list[str]:
+        """The class that each label stands for: numbered in the file's order, not the config's."""
+        return [entry['name'] for entry in self.categories if entry['name'] in classes]
+
+    def objects(self, classes: Sequence[str]) -> list[dict]:
+        """The annotations that ``CocoDataset`` hands to a pipeline."""
+        wanted = {entry['id'] for entry in self.categories if entry['name'] in classes}
+        return [
+            item
+            for item in self.annotations
+            if item['category_id'] in wanted
+            and not item.get('ignore')
+            and item['area'] > 0
+            and min(item['bbox'][2:]) >= 1
+        ]
+
+
 def category_findings(names: Sequence[str], classes: Sequence[str]) -> Iterator[Finding]:
     """Compare the names of a file's categories with the classes of a config."""
     missing = [name for name in classes if name not in names]
@@ -84,6 +136,17 @@ def category_findings(names: Sequence[str], classes: Sequence[str]) -> Iterator[
         yield Finding(kind, f'write classes={tuple(kept)}')
 
 
+def image_findings(images: list[dict]) -> Iterator[Finding]:
+    """Find files listed more than once: each copy is trained on with a part of the objects."""
+    ids: dict[str, list] = {}
+    for image in images:
+        ids.setdefault(os.path.normpath(image['file_name']), []).append(image['id'])
+    for name, listed in ids.items():
+        if len(listed) > 1:
+            where = f'{name}: ids {", ".join(map(str, listed))}'
+            yield Finding('files under more than one image id, their objects divided', where)
+
+
 def annotation_findings(
     annotations: list[dict], sizes: dict, categories: set, with_mask: bool
 ) -> Iterator[Finding]:
@@ -93,7 +156,7 @@ def annotation_findings(
         annotations: those with all that CocoDataset needs.
         sizes: height and width of the images by id.
         categories: ids of the categories.
-        with_mask: whether the pipeline wants masks.
+        with_mask: whether the pipeline or the evaluator wants masks.
     """
     for annotation in tqdm(annotations, unit='annotation'):
         where = f'annotation {annotation["id"]}'
@@ -105,14 +168,18 @@ def annotation_findings(
             continue
         where += f' of image {image}'
         yield from _box_findings(annotation, *sizes[image], where)
+        if not with_mask:  # nobody reads them
+            continue
         mask = annotation.get('segmentation')
         if mask:
             faults = (_run_faults if isinstance(mask, dict) else _polygon_faults)(
                 mask, *sizes[image]
             )
             yield from (Finding(kind, where) for kind in sorted(faults))
-        elif with_mask:
-            yield Finding('annotations without the mask that the pipeline wants', where)
+        else:
+            yield Finding(
+                'annotations without the mask that the pipeline or the evaluator wants', where
+            )
 
 
 def _box_findings(annotation: dict, height: float, width: float, where: str) -> Iterator[Finding]:

@@ -19,7 +19,7 @@ from mmivit.datasets.images import (
     read_file,
     size_text,
 )
-from mmivit.datasets.loaders import Loaders
+from mmivit.datasets.loaders import Loaders, decodes_as_stock
 from mmivit.datasets.report import DataReport, Finding, first_line
 
 IGNORED = 255  # label, in data sets that don't say
@@ -77,19 +77,12 @@ def look_at_pair(
         classes: how many there are.
         ignored: the label that is none of them.
     """
-    picture = look_at_image(entry['img_path'], load_image)
+    picture = look_at_image(entry, load_image)
     path = entry.get('seg_map_path')
     if load_labels is None or path is None:
         return picture
     try:
-        image, _ = read_file(path, 'label maps')
-        kind = 'label maps that are not 8-bit with a single channel'
-        if image.mode not in ('1', 'L', 'P'):  # a palette's indices are the labels
-            raise FileFault(kind, f'{path}: mode {image.mode}')
-        labels = load(load_labels, dict(entry, seg_fields=[]), 'gt_seg_map', path, 'label maps')
-        stored = np.asarray(image)
-        if labels.shape != stored.shape:
-            raise FileFault(kind, f'{path}: loaded as {labels.shape}')
+        labels, stored = _load_label_map(entry, load_labels)
     except FileFault as fault:
         picture.found.append(Finding(*fault.args))
         return picture
@@ -103,3 +96,21 @@ def look_at_pair(
         picture.found.append(Finding(kind, f'{path}: {values}'))
     picture.labels = [label for label in np.unique(labels).tolist() if label < classes]
     return picture
+
+
+def _load_label_map(entry: dict, load_labels: BaseTransform) -> tuple[np.ndarray, np.ndarray]:
+    """The labels (height, width) and, where mmcv decodes them, the values that are stored."""
+    path = entry['seg_map_path']
+    sample = dict(entry, seg_fields=[])
+    if not decodes_as_stock(load_labels):
+        labels = load(load_labels, sample, 'gt_seg_map', path, 'label maps')
+        return labels, labels
+    image, _ = read_file(path, 'label maps')
+    kind = 'label maps that are not 8-bit with a single channel'
+    if image.mode not in ('1', 'L', 'P'):  # a palette's indices are the labels
+        raise FileFault(kind, f'{path}: mode {image.mode}')
+    labels = load(load_labels, sample, 'gt_seg_map', path, 'label maps')
+    stored = np.asarray(image)
+    if labels.shape != stored.shape:
+        raise FileFault(kind, f'{path}: loaded as {labels.shape}')
+    return labels, stored

@@ -21,15 +21,12 @@ class Loaders:
     Args:
         image: adds 'img' to a sample.
         labels: adds boxes, masks or a label map; None where the pipeline asks for none.
+        with_mask: whether a mask of each object is wanted.
     """
 
     image: BaseTransform
     labels: BaseTransform | None = None
-
-    @property
-    def with_mask(self) -> bool:
-        """Does it want a mask of each object?"""
-        return bool(getattr(self.labels, 'with_mask', False))
+    with_mask: bool = False
 
 
 def find_loaders(pipeline: list[dict], scope: str | None) -> Loaders:
@@ -45,16 +42,30 @@ def find_loaders(pipeline: list[dict], scope: str | None) -> Loaders:
     Raises:
         LaunchError: a loader cannot be built.
     """
-    steps = [(step, _class_of(step, scope)) for step in _flatten(pipeline)]
+    steps = [(step, class_of(TRANSFORMS, step, scope)) for step in _flatten(pipeline)]
     images = [step for step, kind in steps if issubclass(kind, LoadImageFromFile)]
     labels = [step for step, kind in steps if issubclass(kind, LoadAnnotations)]
     # Loaders of one's own share no class with the stock ones, only the habit of their names.
     labels += [step for step, kind in steps if _is_named_as_labels(kind)]
     first = [step for step, _ in steps[:1] if step not in labels]
     image = (images + first + [dict(type='LoadImageFromFile')])[0]
-    return Loaders(
-        build(TRANSFORMS, image, scope), build(TRANSFORMS, labels[0], scope) if labels else None
-    )
+    load_labels = build(TRANSFORMS, labels[0], scope) if labels else None
+    with_mask = bool(getattr(load_labels, 'with_mask', False))
+    return Loaders(build(TRANSFORMS, image, scope), load_labels, with_mask)
+
+
+def decodes_as_stock(loader: BaseTransform) -> bool:
+    """Does a loader decode image files as mmcv's own do, of formats that Pillow reads as well?"""
+    if getattr(loader, 'imdecode_backend', None) == 'tifffile':
+        return False
+    if isinstance(loader, LoadImageFromFile):
+        return type(loader).transform == LoadImageFromFile.transform
+    kinds = [LoadAnnotations]
+    for package in ('mmdet', 'mmseg'):  # imported where a loader of theirs has been built
+        module = sys.modules.get(f'{package}.datasets.transforms')
+        kinds += [module.LoadAnnotations] if module else []
+    own = getattr(type(loader), '_load_seg_map', None)
+    return any(own == kind._load_seg_map for kind in kinds)
 
 
 def build(registry: Registry, node: dict, scope: str | None) -> BaseDataset | BaseTransform:
@@ -69,6 +80,15 @@ def build(registry: Registry, node: dict, scope: str | None) -> BaseDataset | Ba
         raise LaunchError(f'{node.get("type")}: {first_line(error)}') from error
 
 
+def class_of(registry: Registry, node: dict, scope: str | None) -> type:
+    """The class that a node of a config names; ``object`` where there is none of that name."""
+    if isinstance(node['type'], type):
+        return node['type']
+    with registry.switch_scope_and_registry(scope) as scoped:
+        kind = scoped.get(node['type'])
+    return kind if isinstance(kind, type) else object
+
+
 def _flatten(node: object) -> Iterator[dict]:
     """Every transform of a pipeline, each before those within it."""
     if isinstance(node, dict):
@@ -79,14 +99,6 @@ def _flatten(node: object) -> Iterator[dict]:
     elif isinstance(node, (list, tuple)):
         for item in node:
             yield from _flatten(item)
-
-
-def _class_of(step: dict, scope: str | None) -> type:
-    if isinstance(step['type'], type):
-        return step['type']
-    with TRANSFORMS.switch_scope_and_registry(scope) as registry:
-        kind = registry.get(step['type'])
-    return kind if isinstance(kind, type) else object  # building it will say what is wrong
 
 
 def _is_named_as_labels(kind: type) -> bool:

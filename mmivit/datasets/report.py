@@ -26,6 +26,7 @@ class DataReport:
 
     name: str
     images: int = 0
+    facts: list[str] = field(default_factory=list)  # neither problem nor note
     problems: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
     examples: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
@@ -37,15 +38,20 @@ class DataReport:
             if len(self.examples[kind]) < EXAMPLES:
                 self.examples[kind].append(printable(where))
 
-    def __str__(self) -> str:
-        lines = [f'{self.name}, {self.images} images: {sum(self.problems.values())} problems']
+    def details(self) -> list[str]:
+        """Lines on each kind that was found."""
+        lines = []
         for title, counts in (('problem', self.problems), ('note', self.notes)):
             for kind, count in counts.items():
                 lines.append(f'  {title}: {count} {kind}')
                 lines += [f'      {where}' for where in self.examples[kind]]
                 if count > EXAMPLES:
                     lines.append('      ...')
-        return '\n'.join(lines)
+        return lines
+
+    def __str__(self) -> str:
+        title = f'{self.name}, {self.images} images: {sum(self.problems.values())} problems'
+        return '\n'.join([title, *(f'  {fact}' for fact in self.facts), *self.details()])
 
 
 def first_line(error: Exception) -> str:

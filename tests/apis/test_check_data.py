@@ -1,62 +1,30 @@
 """Faults put into a drawn data set, each of them found, counted and named."""
 
-import json
-import struct
-import zlib
-
 import cv2
 import numpy as np
 import pytest
+from mmcv.transforms import BaseTransform
 from mmengine.config import Config
+from mmengine.registry import TRANSFORMS
 from PIL import Image
-from pycocotools import mask as rle
 
 from mmivit.apis.check_data import check_datasets
-from mmivit.datasets.coco_file import unpack_runs
-from mmivit.datasets.shapes import ShapesSpec, write_dataset
 from mmivit.errors import LaunchError
-from tests.conftest import CONFIGS, run_tool
-
-DETECTION = CONFIGS / 'mask_rcnn_ivit_shapes.py'
-SEGMENTATION = CONFIGS / 'upernet_ivit_shapes.py'
-IMAGES = 'data/shapes/images/training'
-LABELS = 'data/shapes/annotations/training'
-COCO = 'data/shapes/annotations/instances_training.json'
-TRAIN = 16
-
-
-@pytest.fixture
-def workspace(tmp_path, monkeypatch):
-    write_dataset(tmp_path / 'data/shapes', ShapesSpec(train=TRAIN, val=2, size=32))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def check(config, splits=('train',), **options):
-    (report,) = check_datasets(str(config), splits, options)
-    return report
-
-
-def edit(path, change):
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-
-
-def found(report, kind):
-    """How many of the one kind whose name contains this, and the examples."""
-    counts = report.problems + report.notes
-    (name,) = [name for name in counts if kind in name]
-    return counts[name], ' '.join(report.examples[name])
-
-
-def header_of_png(width, height):
-    chunks = [(b'IHDR', struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)), (b'IEND', b'')]
-    packed = [
-        struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
-        for name, data in chunks
-    ]
-    return b'\x89PNG\r\n\x1a\n' + b''.join(packed)
+from tests.conftest import run_tool
+from tests.faulty_data import (
+    BOXES,
+    COCO,
+    DETECTION,
+    IMAGES,
+    LABELS,
+    SEGMENTATION,
+    TRAIN,
+    VALIDATION,
+    check,
+    found,
+    header_of_png,
+    rename,
+)
 
 
 def test_sound_sets_from_another_directory_end_with_zero(workspace, tmp_path):
@@ -65,6 +33,12 @@ def test_sound_sets_from_another_directory_end_with_zero(workspace, tmp_path):
     root = f'data_root={workspace}/data/shapes/'
     for config in (DETECTION, SEGMENTATION):
         options = [f'{split}_dataloader.dataset.{root}' for split in ('train', 'val', 'test')]
+        if config == DETECTION:
+            done = run_tool('check_data.py', config, '--cfg-options', *options, cwd=elsewhere)
+            assert done.returncode == 2  # the evaluator's file is named apart
+            assert 'val_evaluator.ann_file: no file data/shapes/' in done.stderr
+            file = f'ann_file={workspace}/{VALIDATION}'
+            options += [f'{split}_evaluator.{file}' for split in ('val', 'test')]
         done = run_tool('check_data.py', config, '--cfg-options', *options, cwd=elsewhere)
         assert done.returncode == 0, done.stderr
         assert f'training{".json" * (config == DETECTION)}, 16 images: 0 problems' in done.stdout
@@ -163,6 +137,26 @@ def test_images(workspace, config):
         assert found(report, 'another size than the image')[0] == 2
 
 
+def test_twelve_bits_in_sixteen(workspace):
+    """mmcv decodes to the upper byte, of which such files use four bits."""
+    for number in range(4):
+        path = workspace / IMAGES / f'{number:06d}.jpg'
+        image = np.asarray(Image.open(path))
+        deep = (image.astype(np.uint16) << (4, 8, 4, 0)[number]) * (number != 3)
+        deep = deep[..., 0] if number == 2 else deep
+        path.write_bytes(cv2.imencode('.png', deep)[1].tobytes())
+    report = check(SEGMENTATION)
+    count, where = found(report, '12 bits or fewer in 16-bit files')
+    assert count == 2
+    assert '000000.jpg: at most 15 of 255' in where
+    assert '000002.jpg' in where
+    assert sum(report.problems.values()) == 2
+    assert list(report.notes).count('images that load nearly black') == 1  # and is
+    loader = dict(type='LoadImageFromFile', color_type='unchanged')
+    steps = [loader, dict(type='LoadAnnotations')]
+    assert not check(SEGMENTATION, **{'train_dataloader.dataset.pipeline': steps}).problems
+
+
 def test_a_loader_that_fails(workspace):
     loader = dict(type='LoadImageFromFile', imdecode_backend='none')
     report = check(SEGMENTATION, **{'train_dataloader.dataset.pipeline': [loader]})
@@ -172,176 +166,52 @@ def test_a_loader_that_fails(workspace):
     assert len(report.problems) == 1  # label maps are not asked for
 
 
-def test_a_sound_coco_file_with_polygons_and_plain_run_lengths(workspace):
-    def change(content):
-        for annotation in content['annotations'][::2]:
-            x, y, w, h = annotation['bbox']
-            annotation['segmentation'] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
-        packed = content['annotations'][1]['segmentation']
-        packed['counts'] = unpack_runs(packed['counts'])
+@TRANSFORMS.register_module()
+class LoadBands(BaseTransform):
+    """Six bands of a .npy file."""
 
-    edit(workspace / COCO, change)
-    assert not check(DETECTION).problems
+    def transform(self, results):
+        return dict(results, img=np.load(results['img_path']))
 
 
-def test_annotations(workspace):
-    def change(content):
-        entries = content['annotations']
-        broken = iter(entries)
-
-        def take(**values):
-            entry = next(broken)
-            entry.update(values)
-            return entry['id']
-
-        short = entries[7]['segmentation']['counts'][:-2]
-        small = rle.encode(np.ones((8, 8), np.uint8, order='F'))['counts'].decode()
-        nothing = rle.encode(np.zeros((32, 32), np.uint8, order='F'))['counts'].decode()
-        x = entries[0]['bbox']
-        box = dict(bbox=[4, 4, 8, 8])
-        expected.update(
-            {
-                'an unknown category': [take(category_id=99)],
-                'an unknown image': [take(image_id=99)],
-                'zero or negative size': [
-                    take(bbox=[*x[:2], 0, 5]),
-                    take(bbox=[*x[:2], 5, -3]),
-                ],
-                'boxes reaching outside': [
-                    take(bbox=[-9, 0, 12, 12]),
-                    take(bbox=[20, 20, 20, 4]),
-                ],
-                'of no area': [take(**box, area=0)],
-                'run-length masks that are broken': [
-                    take(segmentation=dict(size=[32, 32], counts=short)),
-                    take(segmentation=dict(size=[32, 32], counts='\x00é')),
-                    take(segmentation=dict(size=[32, 32], counts='o' * 10**5)),
-                    take(segmentation=dict(size=[32, 32], counts=[1, -1, 1024])),
-                    take(segmentation=dict(size=[32, 32], counts=None)),
-                ],
-                'run-length masks of another size': [
-                    take(segmentation=dict(size=[8, 8], counts=small)),
-                    take(segmentation=dict(size=[10**9, 10**9], counts=small)),
-                ],
-                'run-length masks without a pixel': [
-                    take(segmentation=dict(size=[32, 32], counts=nothing))
-                ],
-                'without the mask': [take(segmentation=[])],
-                'three points or more': [
-                    take(segmentation=[[]]),
-                    take(segmentation=[[1, 2, 3, 4]]),
-                    take(segmentation=[[1, 2, 3, 4, 5, 6, 7]]),
-                    take(segmentation=[[1, 2, 3, 4, 5, 'six']]),
-                ],
-                'polygons without area': [take(segmentation=[[1, 1, 5, 5, 9, 9]])],
-                'polygons reaching outside': [take(segmentation=[[1, 1, 1e8, 1, 9, 9]])],
-                'neither polygons nor run lengths': [take(segmentation='mask')],
-                'boxes under a pixel': [take(bbox=[4, 4, 0.5, 3])],
-            }
-        )
-
-    expected = {}
-    edit(workspace / COCO, change)
-    report = check(DETECTION)
-    for kind, ids in expected.items():
-        count, where = found(report, kind)
-        assert count == len(ids), kind
-        assert all(f'annotation {number}' in where for number in ids[:3])
-    assert sum(report.problems.values()) == sum(map(len, expected.values())) - 1
-    assert sum(report.notes.values()) == 1
+@TRANSFORMS.register_module()
+class LoadOwnAnnotations(BaseTransform):
+    def transform(self, results):
+        return dict(results, gt_seg_map=np.load(results['seg_map_path']).astype(np.int64))
 
 
-def test_entries_of_a_coco_file(workspace):
-    def change(content):
-        images, annotations = content['images'], content['annotations']
-        images[1]['id'] = images[0]['id']
-        del images[2]['height']
-        images[3]['width'] = float('nan')
-        images[4] = None
-        images[5]['file_name'] = '../\x1b[2J\ud800.jpg'
-        images[6]['width'] = 33
-        annotations[0]['id'] = annotations[1]['id']
-        annotations[2]['bbox'] = [1, 2, float('inf'), 4]
-        annotations[3]['image_id'] = ['a list']
-        del annotations[4]['area']
-        content['categories'].append(dict(id=9, name='hexagon'))
-        content['annotations'] = [a for a in annotations if a['image_id'] != images[7]['id']]
-
-    edit(workspace / COCO, change)
-    report = check(DETECTION)
-    for kind, count in [
-        ('images with a duplicate id', 1),
-        ("images with 'height' missing", 2),
-        ("images with 'width' missing", 2),
-        ("images with 'file_name' missing", 1),
-        ('annotations with a duplicate id', 1),
-        ("annotations with 'bbox' missing", 1),
-        ("annotations with 'image_id' missing", 1),
-        ("annotations with 'area' missing", 1),
-        ('images missing', 1),
-        ('than the annotation file states', 1),
-        ('categories that are no class', 1),
-    ]:
-        assert found(report, kind)[0] == count, kind
-    assert found(report, 'without an annotation')[0] >= 1
-    assert '\x1b' not in str(report)
-    assert '\\ud800' in str(report)
-
-
-@pytest.mark.parametrize(
-    ('text', 'kind'),
-    [
-        ('not JSON', 'not JSON'),
-        ('[' * 100_000, 'not JSON'),
-        ('\xff', 'not JSON'),
-        ('[]', 'lists missing'),
-        ('{"images": 5, "annotations": {}}', 'lists missing'),
-        ('{"images": [], "annotations": [], "categories": []}', 'without usable'),
-    ],
-)
-def test_files_that_are_no_coco_files(workspace, text, kind):
-    (workspace / COCO).write_bytes(text.encode('latin-1'))
-    report = check(DETECTION)
-    assert any(kind in name for name in report.problems)
-
-
-@pytest.mark.parametrize(('split', 'faults'), [('test', 0), ('val', 1)])
-def test_only_a_test_set_may_have_no_annotations(workspace, split, faults):
-    edit(workspace / COCO.replace('training', 'validation'), lambda c: c.pop('annotations'))
-    report = check(DETECTION, (split,))
-    assert report.problems.total() == faults
-    assert found(report, 'without an annotation')[0] == report.images == 2
-
-
-def test_classes_and_categories(workspace):
-    def change(content):
-        content['categories'][0]['name'] = 'Circle'
-        content['annotations'] = [a for a in content['annotations'] if a['category_id'] != 2]
-
-    edit(workspace / COCO, change)
-    report = check(DETECTION)
-    kind = 'classes of the config that no category'
-    assert found(report, kind) == (1, 'circle')
-    assert found(report, 'categories that are no class') == (1, 'Circle')
-    assert found(report, 'never annotated') == (2, 'circle square')
-    assert 'never annotated' in str(report.problems)
-    # Rare classes may be missing where one only evaluates.
-    edit(workspace / COCO.replace('training', 'validation'), change)
-    assert 'never annotated' in str(check(DETECTION, ['val']).notes)
-
-
-def test_classes_in_another_order_than_the_categories(workspace):
-    edit(workspace / COCO, lambda content: content['categories'].reverse())
-    count, where = found(check(DETECTION), 'another order')
-    assert count == 1
-    assert "classes=('cross', 'star', 'triangle', 'square', 'circle')" in where
-
-
-def test_two_categories_of_one_name(workspace):
-    edit(workspace / COCO, lambda content: content['categories'].append(dict(id=9, name='star')))
-    report = check(DETECTION)
-    assert found(report, 'of the same name') == (1, 'star')
-    assert len(report.problems) == 1
+def test_loaders_of_ones_own_are_used_instead_of_pillow(workspace):
+    for path in (workspace / IMAGES).iterdir():
+        rows = np.asarray(Image.open(path))
+        np.save(path.with_suffix('.npy'), np.dstack([rows, rows]))
+        path.unlink()
+    for path in (workspace / LABELS).iterdir():
+        np.save(path.with_suffix('.npy'), np.array(Image.open(path)) - 1)
+        path.unlink()
+    rename(workspace / COCO, lambda name: name.replace('jpg', 'npy'))
+    steps = [dict(type='LoadBands'), *BOXES[1:]]
+    report = check(DETECTION, **{'train_dataloader.dataset.pipeline': steps})
+    assert not report.problems
+    assert report.images == TRAIN
+    options = {
+        'train_dataloader.dataset.img_suffix': '.npy',
+        'train_dataloader.dataset.seg_map_suffix': '.npy',
+        'train_dataloader.dataset.pipeline': [
+            dict(type='LoadBands'),
+            dict(type='LoadOwnAnnotations'),
+        ],
+    }
+    report = check(SEGMENTATION, **options)
+    assert not report.problems
+    assert report.images == TRAIN
+    np.save(workspace / LABELS / '000000.npy', np.full((32, 40), 9))
+    (workspace / IMAGES / '000001.npy').write_bytes(b'')
+    report = check(SEGMENTATION, **options)
+    assert found(report, 'images that the pipeline fails to load')[0] == 1
+    assert found(report, 'another size than the image')[0] == 1
+    assert found(report, 'none of the 6 classes')[1].endswith(': 9')
+    report = check(DETECTION, **{'train_dataloader.dataset.pipeline': BOXES})
+    assert found(report, 'images that are no image')[0] == TRAIN - 1
 
 
 def test_label_maps(workspace):

@@ -4,6 +4,8 @@ import json
 import os
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -99,3 +101,16 @@ def test_a_picture_too_long_for_a_jpeg_fails_alone(run, monkeypatch):
     report = run()
     assert [path.name for path in report.written] == ['a.png']
     assert '65500 pixels' in next(iter(report.failed.values()))
+
+
+def test_twelve_bits_in_a_sixteen_bit_file_are_named(run):
+    deep = np.random.default_rng(0).integers(0, 4096, (30, 40, 3)).astype(np.uint16)
+    cv2.imwrite('photos/deep.png', deep)
+    cv2.imwrite('photos/night.png', np.full((30, 40), 3, np.uint8))
+    report = run()
+    assert len(report.written) == 3
+    problem, where, note, place = report.doubts.details()
+    assert 'problem: 1 images that load nearly black, being 12 bits or fewer in 16-bit' in problem
+    assert 'photos/deep.png: at most 15 of 255, ' in where
+    assert note == '  note: 1 images that load nearly black'
+    assert 'photos/night.png: at most 3 of 255' in place

@@ -11,7 +11,7 @@ from tests.apis.test_images import SWOLLEN_PNG
 
 def test_a_png_with_a_swollen_part_does_not_reach_the_loader(tmp_path):
     (tmp_path / 'a.png').write_bytes(SWOLLEN_PNG)
-    picture = look_at_image(str(tmp_path / 'a.png'), load_image=None)
+    picture = look_at_image(dict(img_path=str(tmp_path / 'a.png')), LoadImageFromFile())
     assert [finding.kind for finding in picture.found] == ['images truncated or corrupt']
 
 
