@@ -1,1 +1,1 @@
-"""The drawn data set, and checks of data sets before a run reads them."""
+"""The drawn data set, data sets of photographs, and checks of data sets before a run reads them."""

@@ -7,7 +7,6 @@ and grows without changing. What is drawn: :mod:`mmivit.datasets.scenes`.
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import numpy as np
 from pycocotools import mask as rle
 from tqdm import tqdm
 
+from mmivit.datasets.folders import write_folder
 from mmivit.datasets.scenes import (
     BEACONS,
     CLASSES,
@@ -110,41 +110,18 @@ def write_dataset(
     """
     if spec.hard and classification:
         raise ValueError('the hard mode is for segmentation and detection, not classification')
-    root = Path(root)
     wanted = dict(drawing=DRAWING, **spec.describe())
+    splits, write_split = SPLITS, _write_split
     if classification:
         wanted['task'] = 'classification'
-    held = _read_spec(root)
-    if force and not held and root.exists() and any(root.iterdir()):
-        raise FileExistsError(f'{root} holds no drawn data set; --force replaces nothing else')
-    if root.exists() and any(root.iterdir()) and not force:
-        if held == wanted and sum(1 for _ in root.rglob('*.jpg')) == spec.train + spec.val:
-            return False
-        if held == wanted:
-            raise FileExistsError(f'{root} lacks images of this data set; --force draws it anew')
-        raise FileExistsError(
-            f'{root} exists and holds {held or "something else"}; asked for was {wanted}. '
-            'Name another folder, or replace it with --force.'
-        )
-    partial = root.with_name(f'{root.name}.partial')
-    shutil.rmtree(partial, ignore_errors=True)
-    splits, write = SPLITS, _write_split
-    if classification:
-        splits, write = FOLDER_SPLITS, _write_folder
-    for index, (split, count) in enumerate(zip(splits, (spec.train, spec.val))):
-        write(partial, split, count, spec, index)
-    (partial / 'shapes.json').write_text(json.dumps(wanted))
-    if root.exists():
-        shutil.rmtree(root)
-    partial.rename(root)
-    return True
+        splits, write_split = FOLDER_SPLITS, _write_folder
 
+    def write(folder: Path) -> None:
+        for index, (split, count) in enumerate(zip(splits, (spec.train, spec.val))):
+            write_split(folder, split, count, spec, index)
 
-def _read_spec(root: Path) -> dict | None:
-    try:
-        return json.loads((root / 'shapes.json').read_text())
-    except (OSError, ValueError):
-        return None
+    pictures = ('*.jpg', spec.train + spec.val)
+    return write_folder(root, 'shapes.json', wanted, pictures, write, force, 'drawn data set')
 
 
 def _write_split(root: Path, split: str, count: int, spec: ShapesSpec, index: int) -> None:
