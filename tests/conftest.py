@@ -17,9 +17,12 @@ import torch
 from mmengine.logging import MMLogger
 
 from mmivit.datasets.shapes import ShapesSpec, write_dataset
+from tests.forked import Forked
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / 'configs'
+# Seconds after which a process counts as hanging, on however busy a machine.
+TIMEOUT = 1800
 FORKS = 'onedl-mmengine' in metadata.packages_distributions()['mmengine']
 
 
@@ -63,10 +66,22 @@ def link_installed(folder, wanted=(), without=()):
             (folder / path.name).symlink_to(path)
 
 
-def run_tool(name, *args, cwd, timeout=300, **env):
-    """Run ``python tools/NAME`` and return the finished process, output as text."""
+def run_tool(name, *args, cwd, fresh=False, timeout=TIMEOUT, **env):
+    """Run ``python tools/NAME`` and return the finished process, output as text.
+
+    Args:
+        name: of the tool.
+        args: of the tool.
+        cwd: working directory.
+        fresh: in a process that has imported nothing, as a user starts it; else see forked.py.
+        timeout: seconds after which it counts as hanging.
+        env: more variables.
+    """
+    script = ROOT / 'tools' / name
+    if not fresh:
+        return Forked(script, args, cwd, env).wait(timeout)
     return subprocess.run(
-        [sys.executable, str(ROOT / 'tools' / name), *map(str, args)],
+        [sys.executable, str(script), *map(str, args)],
         cwd=cwd,
         capture_output=True,
         text=True,
