@@ -2,11 +2,12 @@
 # make demo       train, evaluate and draw a small Mask R-CNN with iViT
 # make demo-seg   the same for segmentation, with UperNet
 # make test       the tests
+# make test-quick those that neither train nor start processes
 # make test-timm  timm's own tests of models, on all five iViT
 # make test-faults  training killed 20 times in a row, full disks, dead processes: the long form
 # make fuzz       a coverage-guided fuzzer on what reads strangers' files; SECONDS=600 for each
 # make test-matrix  the tests marked matrix with three stacks of versions, and the README's table
-# make lint       ruff, and nothing changed
+# make lint       ruff, the floors of the package, types, the metafiles; and nothing changed
 # make clean      remove the environment and everything the commands here wrote
 #
 # Every target does what it needs first, and again only what is missing.
@@ -25,7 +26,7 @@ STACK ?=
 OWN := $(if $(STACK),requirements/matrix/$(STACK))
 OPENMMLAB := $(firstword $(if $(STACK),$(wildcard $(OWN)/openmmlab.txt)) requirements/openmmlab.txt)
 
-.PHONY: setup demo demo-seg test test-timm test-faults test-matrix fuzz lint clean
+.PHONY: setup demo demo-seg test test-quick test-timm test-faults test-matrix fuzz lint clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -96,6 +97,9 @@ endef
 test: setup
 	@$(PY) -m pytest
 
+test-quick: setup
+	@$(PY) -m pytest -m 'not slow'
+
 test-timm: setup
 	@$(PY) -m pytest -p tests.timm_only_ivit -q -W ignore -c /dev/null --rootdir $(VENV)/timm-tests \
 		-p no:cacheprovider -n 2 -k 'ivit_ and not flexivit and not torchscript' $(VENV)/timm-tests/test_models.py
@@ -117,8 +121,10 @@ test-matrix: setup
 lint: setup
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
+	@$(VENV)/bin/lint-imports --no-logo
+	@$(PY) -m mypy
 	@$(PY) tools/check_metafiles.py
 
 clean:
-	rm -rf $(VENV) $(MATRIX) build *.egg-info mmivit/.mim data/shapes work_dirs/demo work_dirs/demo-seg .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(MATRIX) build *.egg-info mmivit/.mim data/shapes work_dirs/demo work_dirs/demo-seg .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

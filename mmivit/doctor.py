@@ -58,7 +58,11 @@ class Check(NamedTuple):
 
 
 def _imports(module: str) -> Callable[[], str]:
-    return lambda: import_module(module) and 'imports'
+    def run() -> str:
+        import_module(module)
+        return 'imports'
+
+    return run
 
 
 def _torch_with_numpy() -> str:
@@ -249,12 +253,13 @@ def _module(check: str) -> str:
 def _shadow(module: str, installed: Installed) -> str | None:
     """Where a module is found, if that is not where its distribution was installed."""
     try:
-        found = util.find_spec(module).origin
+        spec = util.find_spec(module)
+        found = spec.origin if spec else None
         distribution = metadata.distribution(next(iter(installed[module])))
         editable = '"editable": true' in (distribution.read_text('direct_url.json') or '')
     except (AttributeError, ImportError, KeyError, StopIteration, ValueError):
         return None
-    place = Path(os.path.abspath(distribution.locate_file('')))
+    place = Path(os.path.abspath(str(distribution.locate_file(''))))
     inside = found and Path(os.path.abspath(found)).is_relative_to(place)
     return None if editable or inside else found
 

@@ -1,5 +1,6 @@
 """What the tests share: a small drawn data set and commands run as a user runs them."""
 
+import inspect
 import logging
 import os
 import subprocess
@@ -17,14 +18,36 @@ import torch
 from mmengine.logging import MMLogger
 
 from mmivit.datasets.shapes import ShapesSpec, write_dataset
+from tests.forked import Forked
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / 'configs'
+# Seconds after which a process counts as hanging, on however busy a machine.
+TIMEOUT = 1800
+# What make test-quick leaves out beside the tests that start processes: whole models, exports and
+# measurements; by how their names begin.
+SLOW = (
+    'tests/analysis/test_attention_pictures.py',
+    'tests/analysis/test_benchmark.py',
+    'tests/analysis/test_cost.py',
+    'tests/experiments/',
+    'tests/export/',
+    'tests/test_configs.py::test_detection_config',
+    'tests/test_configs.py::test_segmentation_config',
+    'tests/test_doctor.py',
+    'tests/test_pipelines.py',
+    'tests/test_properties.py',
+    'tests/weights/test_converters.py::test_caformer_computes_the_same',
+)
 FORKS = 'onedl-mmengine' in metadata.packages_distributions()['mmengine']
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
+        fixtures = item._fixtureinfo.name2fixturedefs
+        used = [item.function, *(fixture.func for name in fixtures for fixture in fixtures[name])]
+        if item.nodeid.startswith(SLOW) or any(starts_processes(function) for function in used):
+            item.add_marker('slow')
         for mark in item.iter_markers('matrix'):
             item.user_properties.append(('matrix', mark.args[0]))
     if not torch.cuda.is_available():
@@ -32,6 +55,22 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if 'gpu' in item.keywords:
                 item.add_marker(skip)
+
+
+def starts_processes(function, seen=()):
+    """Whether a function of the tests, or one it calls by its name, starts a process."""
+    if not inspect.isfunction(function) or not function.__module__.startswith('tests.'):
+        return False
+    names, codes = set(), [function.__code__]
+    for code in codes:
+        names |= set(code.co_names)
+        codes += filter(inspect.iscode, code.co_consts)  # comprehensions and functions within
+    called = (function.__globals__.get(name) for name in names)
+    return bool(names & {'Forked', 'Training', 'run_tool', 'spawn', 'subprocess'}) or any(
+        starts_processes(other, (*seen, function))
+        for other in called
+        if other not in (*seen, function)
+    )
 
 
 @pytest.fixture
@@ -63,13 +102,22 @@ def link_installed(folder, wanted=(), without=()):
             (folder / path.name).symlink_to(path)
 
 
-def run_tool(name, *args, cwd, timeout=None, **env):
+def run_tool(name, *args, cwd, fresh=False, timeout=TIMEOUT, **env):
     """Run ``python tools/NAME`` and return the finished process, output as text.
 
-    It may take as long as it takes: how busy the machine is must not decide a test.
+    Args:
+        name: of the tool.
+        args: of the tool.
+        cwd: working directory.
+        fresh: in a process that has imported nothing, as a user starts it; else see forked.py.
+        timeout: seconds after which it counts as hanging.
+        env: more variables.
     """
+    script = ROOT / 'tools' / name
+    if not fresh:
+        return Forked(script, args, cwd, env).wait(timeout)
     return subprocess.run(
-        [sys.executable, str(ROOT / 'tools' / name), *map(str, args)],
+        [sys.executable, str(script), *map(str, args)],
         cwd=cwd,
         capture_output=True,
         text=True,

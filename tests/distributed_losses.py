@@ -1,4 +1,4 @@
-"""Run by torchrun from test_distributed.py: trains a few steps on a fixed order of images.
+"""Run by test_distributed.py, once for each rank: trains a few steps on a fixed order of images.
 
 Each rank writes the losses that all ranks agree on, and the images it saw, to RANK.json.
 """

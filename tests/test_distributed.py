@@ -6,6 +6,7 @@ ATSS normalises by counts averaged over processes, and norms are over groups, no
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from copy import deepcopy
@@ -16,7 +17,8 @@ from mmseg.registry import MODELS
 from mmseg.utils import register_all_modules
 
 from mmivit.weights.checkpoint import read_checkpoint
-from tests.conftest import CONFIGS, ROOT
+from tests.conftest import CONFIGS, ROOT, TIMEOUT
+from tests.forked import Forked
 
 STEPS = 4
 BATCH = 4  # in total
@@ -80,21 +82,24 @@ def train(cfg, name, workers, folder, **backbone):
     work_dir = folder / name
     work_dir.mkdir()
     cfg.dump(work_dir / 'config.py')
-    launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={workers}']
-    command = [
-        sys.executable,
-        *(launcher if workers > 1 else []),
-        ROOT / 'tests/distributed_losses.py',
-        work_dir / 'config.py',
-        work_dir,
-        'pytorch' if workers > 1 else 'none',
-        BATCH // workers,
+    script = ROOT / 'tests/distributed_losses.py'
+    launcher = 'pytorch' if workers > 1 else 'none'
+    arguments = (work_dir / 'config.py', work_dir, launcher, BATCH // workers)
+    # What torchrun tells its processes; the scripts' test starts some by torchrun itself.
+    told = dict(WORLD_SIZE=workers, MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port())
+    ranks = [
+        Forked(script, arguments, folder.parent, dict(told, RANK=rank, LOCAL_RANK=rank))
+        for rank in range(workers)
     ]
-    done = subprocess.run(
-        list(map(str, command)), cwd=folder.parent, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    for done in [rank.wait(TIMEOUT) for rank in ranks]:
+        assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads((work_dir / f'{rank}.json').read_text()) for rank in range(workers)]
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(('127.0.0.1', 0))
+        return server.getsockname()[1]
 
 
 @pytest.mark.parametrize('build', [detection, segmentation])
@@ -173,7 +178,7 @@ def test_dist_scripts_train_and_test(shapes):
             cwd=shapes,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=TIMEOUT,
             env={**os.environ, **python},
         )
         assert done.returncode == 0, done.stderr[-3000:]

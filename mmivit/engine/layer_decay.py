@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor
@@ -29,7 +30,9 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             with ``get_layer_depth``.
     """
 
-    def add_params(self, params: list[dict], module: nn.Module, prefix: str = '', **kwargs) -> None:
+    def add_params(
+        self, params: list[dict], module: nn.Module, prefix: str = '', **kwargs: Any
+    ) -> None:
         """Append a group per parameter; called by mmengine, first for the whole model."""
         super().add_params(params, module, prefix=prefix, **kwargs)
         if prefix:  # a sub-module, within the call for the whole model
@@ -40,7 +43,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         scales = layer_scales(module, rate)
         for group in params:
             (parameter,) = group['params']
-            group['lr'] = group.get('lr', self.base_lr) * scales[parameter]
+            group.setdefault('lr', self.base_lr)
+            group['lr'] *= scales[parameter]
         print_log(
             f'Layer-wise learning rates: {self.base_lr * min(scales.values()):.3g} at the stem '
             f'to {self.base_lr:.3g} at the head',

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pickle
 from argparse import Namespace
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -94,5 +94,5 @@ class SafePickle:
             raise pickle.UnpicklingError(f'refused: it asks for {full_name}')
 
     @classmethod
-    def load(cls, file: BinaryIO, **options) -> object:
+    def load(cls, file: BinaryIO, **options: Any) -> object:
         return cls.Unpickler(file, **options).load()
