@@ -228,8 +228,8 @@ class DecomposedMHSA(MHSA):
         return softmax_((k_landmarks * q.shape[-1] ** -0.5) @ q.transpose(-2, -1), -2)
 
 
-class _Interaction:
-    """Mixin: where the cross-head interaction sits relative to the softmax.
+class _Interaction(MHSA):
+    """Mixin of the two below: where the cross-head interaction sits relative to the softmax.
 
     ``post`` and ``pre`` have one h x h matrix per attention map, ``both`` a second one,
     ``..._pre``. They start at the identity, which leaves the heads independent.
@@ -347,7 +347,7 @@ def build_attention(
         raise ValueError(f'attention={kind!r}: expected one of {tuple(ATTENTIONS)}')
     _check_landmarks(landmarks)
     _check_interaction(interaction)
-    options = {}
+    options: dict[str, int | str] = {}
     if issubclass(ATTENTIONS[kind], DecomposedMHSA):
         options['landmarks'] = landmarks
     if issubclass(ATTENTIONS[kind], _Interaction):
