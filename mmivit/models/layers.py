@@ -188,8 +188,9 @@ class Stem(nn.Module):
         self.norm = layer_norm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Channels last in memory; not by its name, which vmap does not know.
-        x = self.conv(x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2))
+        if is_eager(x):  # vmap knows no memory formats, and compilers choose their own
+            x = x.contiguous(memory_format=torch.channels_last)
+        x = self.conv(x)
         return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # over channels, (B, H, W, C)
 
 

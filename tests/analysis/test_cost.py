@@ -37,7 +37,8 @@ def formula(arch, size, attention):
             else:
                 g_h, g_w = min(LANDMARKS, height), min(LANDMARKS, width)
                 marks = g_h * g_w
-                mixer += marks * dim * 2 * dim  # q and k of the landmarks
+                if tokens > 16 * LANDMARKS**2:  # else the projections are averaged, which is free
+                    mixer += marks * dim * 3 * dim  # qkv of the landmarks
                 mixer += 4 * heads * tokens * marks * d  # two maps, and their two products
             if attention == 'interactive':
                 mixer += heads * heads * tokens * tokens

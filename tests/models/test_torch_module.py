@@ -87,25 +87,47 @@ def test_tensors_that_hooks_see_have_the_shape_of_the_whole(attention, monkeypat
     assert seen == [(2, 4, 3, 32)]  # stride 16
 
 
+class Lora(nn.Module):
+    """A low-rank adapter around a linear layer, with the attributes that peft's has."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base_layer, self.scaling = base, 2.0
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.lora_A = nn.Linear(base.in_features, 2, bias=False, dtype=base.weight.dtype)
+        self.lora_B = nn.Linear(2, base.out_features, bias=False, dtype=base.weight.dtype)
+
+    def forward(self, x):
+        return self.base_layer(x) + self.scaling * self.lora_B(self.lora_A(x))
+
+    def merged(self):
+        merged = copy.deepcopy(self.base_layer)
+        merged.weight.data += self.scaling * self.lora_B.weight @ self.lora_A.weight
+        return merged
+
+
+def replace_linear(model, make):
+    """Replace every linear layer, or adapter, by what ``make`` makes of it."""
+    for name, module in list(model.named_modules()):
+        if type(module) in (nn.Linear, Lora) and 'base_layer' not in name and 'lora_' not in name:
+            parent, _, own = name.rpartition('.')
+            setattr(model.get_submodule(parent), own, make(module))
+
+
 @pytest.mark.parametrize('mode', MODES)
 @pytest.mark.parametrize('attention', ATTENTIONS)
 def test_lora_gets_gradients_and_merged_equals_unmerged(attention, mode):
-    peft = pytest.importorskip('peft')
-    model = model_of(attention, mode)
-    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
-    adapted = peft.get_peft_model(
-        model, peft.LoraConfig(r=2, target_modules=names, init_lora_weights=False)
-    ).double()
-    getattr(adapted, mode)()
-    maps = adapted(image_of())
-    loss_of(maps).backward()
-    lora = {n: p for n, p in adapted.named_parameters() if 'lora_' in n}
-    assert len(lora) == 2 * len(names)
+    model, plain = model_of(attention, mode), model_of(attention, mode)(image_of())
+    replace_linear(model, Lora)
+    getattr(model, mode)()
+    loss_of(model(image_of())).backward()
+    lora = {n: p for n, p in model.named_parameters() if 'lora_' in n}
+    assert len(lora) == 2 * 4 * 4  # two of each of four linear layers in four blocks
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in lora.values())
     with torch.no_grad():
-        unmerged = getattr(adapted, mode)()(image_of())
-        merged = getattr(adapted.merge_and_unload(), mode)()(image_of())
-        plain = model_of(attention, mode)(image_of())
+        unmerged = model(image_of())
+        replace_linear(model, Lora.merged)
+        merged = model(image_of())
     for a, b, c in zip(unmerged, merged, plain):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
         assert not torch.allclose(a, c, atol=1e-5)
