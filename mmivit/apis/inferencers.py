@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import cv2
 import mmcv
@@ -101,7 +102,7 @@ class Detector:
             detections.append(detection)
         return self._draw(image, sample), dict(detections=detections)
 
-    def _draw(self, image: np.ndarray, sample) -> np.ndarray:
+    def _draw(self, image: np.ndarray, sample: Any) -> np.ndarray:
         factor = _enlargement(*image.shape[:2])
         instances = sample.pred_instances
         if factor > 1:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mmengine.config import ConfigDict
 
 from mmivit.apis.check_data import check_before_run
@@ -67,8 +69,9 @@ def evaluate(
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
         cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
     if out and cfg.default_scope == 'mmseg':
-        evaluators = cfg.test_evaluator
-        for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
+        found: Any = cfg.test_evaluator
+        evaluators: list[Any] = [found] if isinstance(found, dict) else found
+        for evaluator in evaluators:
             if 'IoUMetric' in str(evaluator.type):  # the one that writes label maps
                 evaluator.update(output_dir=out, keep_results=True)
     runner = build_runner(cfg)

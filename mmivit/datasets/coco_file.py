@@ -6,7 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -30,7 +30,7 @@ def _is_number(value: object) -> bool:
 
 
 def _is_side(value: object) -> bool:
-    return _is_number(value) and value >= 1
+    return isinstance(value, (int, float)) and 1 <= value < 1e9
 
 
 def _is_box(value: object) -> bool:
@@ -167,14 +167,14 @@ def annotation_findings(
             yield Finding('annotations of an unknown image', f'{where}: image {image}')
             continue
         where += f' of image {image}'
-        yield from _box_findings(annotation, *sizes[image], where)
+        height, width = sizes[image]
+        yield from _box_findings(annotation, height, width, where)
         if not with_mask:  # nobody reads them
             continue
         mask = annotation.get('segmentation')
         if mask:
-            faults = (_run_faults if isinstance(mask, dict) else _polygon_faults)(
-                mask, *sizes[image]
-            )
+            find = _run_faults if isinstance(mask, dict) else _polygon_faults
+            faults = find(mask, height, width)
             yield from (Finding(kind, where) for kind in sorted(faults))
         else:
             yield Finding(
@@ -218,7 +218,7 @@ def _run_faults(mask: dict, height: float, width: float) -> set[str]:
     if mask.get('size') != [height, width]:
         return {'run-length masks of another size than the image'}
     try:
-        counts = mask.get('counts')
+        counts: Any = mask.get('counts')
         runs = unpack_runs(counts) if isinstance(counts, str) else list(counts)
         whole = all(isinstance(run, int) and run >= 0 for run in runs)
     except (TypeError, ValueError):

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from mmengine.dist import all_gather_object
 from mmengine.fileio import LocalBackend, get_file_backend, register_backend
@@ -61,7 +62,9 @@ class SafeCheckpointHook(CheckpointHook):
             checkpoint; or weights are not finite.
     """
 
-    def __init__(self, *args, **kwargs) -> None:
+    file_backend: Any  # MMEngine's, made when training begins
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.max_keep_ckpts == 1:
             raise TrainingError(

@@ -20,6 +20,8 @@ projections, so that weights move between them. How their memory is spent: memor
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -235,6 +237,9 @@ class _Interaction:
     ``..._pre``. They start at the identity, which leaves the heads independent.
     """
 
+    num_heads: int
+    register_parameter: Callable[[str, nn.Parameter | None], None]
+
     def _add_interaction(self, interaction: str, *names: str) -> None:
         _check_interaction(interaction)
         self.interaction_position = interaction
@@ -347,7 +352,7 @@ def build_attention(
         raise ValueError(f'attention={kind!r}: expected one of {tuple(ATTENTIONS)}')
     _check_landmarks(landmarks)
     _check_interaction(interaction)
-    options = {}
+    options: dict[str, int | str] = {}
     if issubclass(ATTENTIONS[kind], DecomposedMHSA):
         options['landmarks'] = landmarks
     if issubclass(ATTENTIONS[kind], _Interaction):

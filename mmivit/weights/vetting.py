@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 
@@ -83,7 +83,7 @@ def _check_archive(file: BinaryIO) -> None:
 class _Value:
     """What is known of a value on the unpickler's stack."""
 
-    content: object = ...  # of an atom itself, of a flat tuple the atoms, of a global its name
+    content: Any = ...  # of an atom itself, of a flat tuple the atoms, of a global its name
     size: int = 1  # of a walk through it
     depth: int = 0
     held: bool = False  # by a container, whose size counts it as it was then
@@ -101,6 +101,9 @@ def _check_pickle(pickled: bytes | BinaryIO, room: Callable[[str], int]) -> None
     memo: dict[int, _Value] = {}
     steps = 0
     first = None
+    operation: pickletools.OpcodeInfo
+    argument: Any  # what the operation takes, as pickletools decodes it
+    position: Any  # None only for what cannot tell its place, which neither bytes nor files are
     for operation, argument, position in pickletools.genops(pickled):
         first = position if first is None else first
         name = operation.name
