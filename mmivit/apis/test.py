@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from mmengine.config import ConfigDict
 
 from mmivit.apis.check_data import check_before_run
@@ -69,10 +67,9 @@ def evaluate(
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
         cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
     if out and cfg.default_scope == 'mmseg':
-        found: Any = cfg.test_evaluator
-        evaluators: list[Any] = [found] if isinstance(found, dict) else found
-        for evaluator in evaluators:
-            if 'IoUMetric' in str(evaluator.type):  # the one that writes label maps
+        evaluators = cfg.test_evaluator
+        for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
+            if 'IoUMetric' in str(evaluator['type']):  # the one that writes label maps
                 evaluator.update(output_dir=out, keep_results=True)
     runner = build_runner(cfg)
     warn(doubts)

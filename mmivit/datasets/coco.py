@@ -95,8 +95,8 @@ def _report_labels(
         _report_use(report, dataset, objects, names)
     elif objects:
         _report_evaluated(report, objects)
-    labels = (names.get(annotation['category_id']) for annotation in annotations)
-    return {label for label in labels if label is not None}
+    used = {annotation['category_id'] for annotation in annotations}
+    return {names[number] for number in used & names.keys()}
 
 
 def _report_use(

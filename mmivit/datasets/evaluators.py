@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import PurePath
-from typing import Any
 
 from mmengine.registry import METRICS
 
@@ -30,7 +29,7 @@ def reads_coco_file(evaluator: dict, scope: str | None) -> bool:
     """
     if not evaluator.get('ann_file') or '://' in evaluator['ann_file']:
         return False
-    kind: Any = class_of(METRICS, evaluator, scope)
+    kind = class_of(METRICS, evaluator, scope)
     base = getattr(sys.modules.get('mmdet.evaluation'), 'CocoMetric', None)
     return (  # LVIS's derives from it, for files of another kind
         base is not None and issubclass(kind, base) and kind.compute_metrics == base.compute_metrics

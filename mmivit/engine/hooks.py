@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.dist import all_gather_object
-from mmengine.fileio import LocalBackend, get_file_backend, register_backend
+from mmengine.fileio import BaseStorageBackend, LocalBackend, get_file_backend, register_backend
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner
 
@@ -62,7 +62,7 @@ class SafeCheckpointHook(CheckpointHook):
             checkpoint; or weights are not finite.
     """
 
-    file_backend: Any  # MMEngine's, made when training begins
+    file_backend: BaseStorageBackend  # set by MMEngine before training
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -20,8 +20,6 @@ projections, so that weights move between them. How their memory is spent: memor
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -230,15 +228,12 @@ class DecomposedMHSA(MHSA):
         return softmax_((k_landmarks * q.shape[-1] ** -0.5) @ q.transpose(-2, -1), -2)
 
 
-class _Interaction:
-    """Mixin: where the cross-head interaction sits relative to the softmax.
+class _Interaction(MHSA):
+    """Mixin of the two below: where the cross-head interaction sits relative to the softmax.
 
     ``post`` and ``pre`` have one h x h matrix per attention map, ``both`` a second one,
     ``..._pre``. They start at the identity, which leaves the heads independent.
     """
-
-    num_heads: int
-    register_parameter: Callable[[str, nn.Parameter | None], None]
 
     def _add_interaction(self, interaction: str, *names: str) -> None:
         _check_interaction(interaction)

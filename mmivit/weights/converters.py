@@ -197,7 +197,7 @@ def convert_file(
         weights = fetch(src)
         converted, report = convert(weights, **options)
     if not dry_run:
-        meta: dict[str, object] = dict(
+        meta = dict(
             source=printable(src if '://' in str(src) else Path(src).name),
             sha256=checksum(src, weights),
             arch=report.arch,

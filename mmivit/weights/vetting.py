@@ -12,10 +12,10 @@ import io
 import pickletools
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 
@@ -101,10 +101,11 @@ def _check_pickle(pickled: bytes | BinaryIO, room: Callable[[str], int]) -> None
     memo: dict[int, _Value] = {}
     steps = 0
     first = None
-    operation: pickletools.OpcodeInfo
-    argument: Any  # what the operation takes, as pickletools decodes it
-    position: Any  # None only for what cannot tell its place, which neither bytes nor files are
-    for operation, argument, position in pickletools.genops(pickled):
+    # Positions are None only in a stream that cannot tell its own.
+    operations = cast(
+        Iterator[tuple[pickletools.OpcodeInfo, Any, int]], pickletools.genops(pickled)
+    )
+    for operation, argument, position in operations:
         first = position if first is None else first
         name = operation.name
         if name not in OPERATIONS:
@@ -150,7 +151,7 @@ def _pop(stack: list[_Value], marks: list[int], operation: pickletools.OpcodeInf
 
 
 def _look(
-    name: str, argument: object, value: _Value, parts: list[_Value], room: Callable[[str], int]
+    name: str, argument: Any, value: _Value, parts: list[_Value], room: Callable[[str], int]
 ) -> None:
     """Note what the new value is, where it matters, and refuse harmful calls."""
     contents = tuple(part.content for part in parts)
