@@ -28,10 +28,11 @@ TIMEOUT = 1800
 # measurements; by how their names begin.
 SLOW = (
     'tests/analysis/test_attention_pictures.py',
-    'tests/analysis/test_benchmark.py',
+    'tests/analysis/test_benchmark',
     'tests/analysis/test_cost.py',
     'tests/experiments/',
     'tests/export/',
+    'tests/models/test_torch_module.py::test_compiled_by_inductor',
     'tests/test_configs.py::test_detection_config',
     'tests/test_configs.py::test_segmentation_config',
     'tests/test_doctor.py',
@@ -102,7 +103,7 @@ def link_installed(folder, wanted=(), without=()):
             (folder / path.name).symlink_to(path)
 
 
-def run_tool(name, *args, cwd, fresh=False, timeout=TIMEOUT, **env):
+def run_tool(name, *args, cwd, fresh=False, **env):
     """Run ``python tools/NAME`` and return the finished process, output as text.
 
     Args:
@@ -110,17 +111,16 @@ def run_tool(name, *args, cwd, fresh=False, timeout=TIMEOUT, **env):
         args: of the tool.
         cwd: working directory.
         fresh: in a process that has imported nothing, as a user starts it; else see forked.py.
-        timeout: seconds after which it counts as hanging.
         env: more variables.
     """
     script = ROOT / 'tools' / name
     if not fresh:
-        return Forked(script, args, cwd, env).wait(timeout)
+        return Forked(script, args, cwd, env).wait(TIMEOUT)
     return subprocess.run(
         [sys.executable, str(script), *map(str, args)],
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=TIMEOUT,
         env={**os.environ, **env},
     )

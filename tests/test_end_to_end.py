@@ -17,7 +17,7 @@ from mmengine.config import Config
 from mmivit.apis.inferencers import Detector
 from mmivit.weights.checkpoint import read_checkpoint
 from mmivit.weights.safe_globals import HAS_ALLOW_LIST
-from tests.conftest import CONFIGS, run_tool
+from tests.conftest import CONFIGS, TIMEOUT, run_tool
 
 CONFIG = CONFIGS / 'mask_rcnn_ivit_shapes.py'
 IMAGES = 'data/shapes/images/validation'
@@ -177,7 +177,7 @@ def test_stock_det_inferencer_from_an_empty_folder(checkpoint, tmp_path):
         "assert inferencer.model.dataset_meta['classes'][0] == 'circle'\n"
     )
     done = subprocess.run(
-        [sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, timeout=200
+        [sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT
     )
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -193,7 +193,7 @@ def test_stock_mmdet_tools_run_the_demo_config(checkpoint, shapes):
             cwd=shapes,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=TIMEOUT,
         )
         assert done.returncode == 0, done.stderr[-3000:]
     assert (shapes / 'stock/epoch_1.pth').exists()

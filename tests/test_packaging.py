@@ -15,7 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from mmivit.doctor import REQUIREMENTS
-from tests.conftest import CONFIGS, ROOT, link_installed
+from tests.conftest import CONFIGS, ROOT, TIMEOUT, link_installed
 from tests.matrix import BLOCK, MODULES, README
 
 SOURCES = ('mmivit', 'configs', 'tools', 'requirements', 'setup.py', 'pyproject.toml')
@@ -35,7 +35,7 @@ def run(*command, cwd):
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=TIMEOUT,
         env={key: v for key, v in os.environ.items() if key != 'PYTHONPATH'},
     )
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]

@@ -5,13 +5,15 @@ import sys
 
 import pytest
 
+from tests.conftest import TIMEOUT
+
 pytestmark = pytest.mark.matrix('registration')
 NOTHING_IMPORTED = "import sys; assert not any(m.startswith('mmivit') for m in sys.modules)\n"
 
 
 def run(code, folder):
     done = subprocess.run(
-        [sys.executable, '-c', code], cwd=folder, capture_output=True, text=True, timeout=120
+        [sys.executable, '-c', code], cwd=folder, capture_output=True, text=True, timeout=TIMEOUT
     )
     assert done.returncode == 0, done.stderr[-2000:]
 

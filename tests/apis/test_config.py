@@ -9,7 +9,7 @@ from tests.conftest import CONFIGS, run_tool
 
 
 def test_training_without_coco_says_what_to_do(tmp_path):
-    done = run_tool('train.py', CONFIGS / 'mask_rcnn_ivit.py', cwd=tmp_path, timeout=60)
+    done = run_tool('train.py', CONFIGS / 'mask_rcnn_ivit.py', cwd=tmp_path)
     assert done.returncode == 1
     assert 'Traceback' not in done.stderr
     for text in (

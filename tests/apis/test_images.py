@@ -13,7 +13,7 @@ from PIL import Image
 
 from mmivit.apis.images import find_images, read_image
 from mmivit.utils.files import RefusedFile
-from tests.conftest import ROOT
+from tests.conftest import ROOT, TIMEOUT
 
 READER = """
 import resource, sys
@@ -66,7 +66,7 @@ def test_decompression_bombs_are_not_decoded(tmp_path):
         env={**os.environ, 'PYTHONPATH': str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=TIMEOUT,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stdout.splitlines()

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from PIL import Image
 
 from mmivit.apis.inferencers import Segmentor
-from tests.conftest import CONFIGS, run_tool
+from tests.conftest import CONFIGS, TIMEOUT, run_tool
 
 CONFIG = CONFIGS / 'upernet_ivit_shapes.py'
 
@@ -105,7 +105,7 @@ def test_stock_mmseg_from_an_empty_folder(checkpoint, tmp_path):
         "assert model.dataset_meta['classes'][1] == 'circle'\n"
     )
     done = subprocess.run(
-        [sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, timeout=200
+        [sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT
     )
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -120,6 +120,6 @@ def test_stock_mmseg_tools_run_the_demo_config(checkpoint, shapes):
         cwd=shapes,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=TIMEOUT,
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from mmivit import models
+from tests.conftest import TIMEOUT
 
 # These are timm's models, and need it.
 WITH_TIMM = ('mmivit.models.classifier', 'mmivit.models.vit')
@@ -29,7 +30,7 @@ def test_the_models_import_without_what_they_do_not_need(tmp_path):
         "IViT('nano')\n"
     )
     done = subprocess.run(
-        [sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        [sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT
     )
     assert done.returncode == 0, done.stderr[-3000:]
 

@@ -20,7 +20,7 @@ from safetensors.torch import save as save_safetensors
 from mmivit.errors import CheckpointError
 from mmivit.models import IViT
 from mmivit.weights.checkpoint import read_checkpoint
-from tests.conftest import ROOT
+from tests.conftest import ROOT, TIMEOUT
 
 # Reads files as torch before and since 2.6 does, with a GiB to spare, and tells what became of
 # each. A crash or a file that fills the memory ends it.
@@ -242,7 +242,7 @@ def outcomes(tmp_path_factory):
         env={**os.environ, 'PYTHONPATH': str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=TIMEOUT,
     )
     assert done.returncode == 0, done.stdout[-300:] + done.stderr[-3000:]
     assert set(os.listdir(folder)) == before  # nothing ran, nothing was unpacked
