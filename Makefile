@@ -84,7 +84,7 @@ define run_demo
 set -e; \
 echo "==> Drawing the data set (20 seconds)"; \
 $(PY) tools/make_shapes.py data/shapes; \
-echo "==> Training $(2) from scratch (4 minutes on 2 cores)"; \
+echo "==> Training $(2) from scratch (4 to 8 minutes on 2 cores)"; \
 $(PY) tools/train.py configs/$(1).py --work-dir work_dirs/$(3) --resume; \
 last=$$(cat work_dirs/$(3)/last_checkpoint); \
 echo "==> Evaluating on held-out images (20 seconds)"; \

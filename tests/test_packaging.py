@@ -19,7 +19,14 @@ from tests.conftest import CONFIGS, ROOT, link_installed
 from tests.matrix import BLOCK, MODULES, README
 
 SOURCES = ('mmivit', 'configs', 'tools', 'requirements', 'setup.py', 'pyproject.toml')
-SOURCES += ('MANIFEST.in', 'README.md', 'LICENSE', 'model-index.yml')
+SOURCES += (
+    'MANIFEST.in',
+    'README.md',
+    'CHANGELOG.md',
+    'CONTRIBUTING.md',
+    'LICENSE',
+    'model-index.yml',
+)
 
 
 def run(*command, cwd):

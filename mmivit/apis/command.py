@@ -23,9 +23,10 @@ def errors_told(*others: type[Exception], status: int = 1) -> Iterator[None]:
             its traceback.
         status: what the command exits with.
     """
+    told: tuple[type[Exception], ...] = (UserError, *others)
     try:
         yield
-    except (UserError, *others) as error:
+    except told as error:
         print(f'{Path(sys.argv[0]).stem}: {error}', file=sys.stderr)
         sys.exit(status)
 

@@ -11,7 +11,7 @@ import torch
 from mmengine.config import Config
 from mmengine.infer import BaseInferencer
 from mmengine.registry import DATASETS
-from mmengine.structures import PixelData
+from mmengine.structures import BaseDataElement, PixelData
 from PIL import Image
 
 from mmivit.apis.config import check_scope, innermost_datasets
@@ -101,7 +101,7 @@ class Detector:
             detections.append(detection)
         return self._draw(image, sample), dict(detections=detections)
 
-    def _draw(self, image: np.ndarray, sample) -> np.ndarray:
+    def _draw(self, image: np.ndarray, sample: BaseDataElement) -> np.ndarray:
         factor = _enlargement(*image.shape[:2])
         instances = sample.pred_instances
         if factor > 1:

@@ -79,6 +79,7 @@ def predict(
             f'{printable(existing[0])} exists ({len(existing)} such files); '
             'name another --out, or replace them with --force'
         )
+    predictor: Detector | Segmentor
     if segments:
         predictor = Segmentor(cfg, checkpoint, device)
     else:

@@ -69,7 +69,7 @@ def evaluate(
     if out and cfg.default_scope == 'mmseg':
         evaluators = cfg.test_evaluator
         for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
-            if 'IoUMetric' in str(evaluator.type):  # the one that writes label maps
+            if 'IoUMetric' in str(evaluator['type']):  # the one that writes label maps
                 evaluator.update(output_dir=out, keep_results=True)
     runner = build_runner(cfg)
     warn(doubts)

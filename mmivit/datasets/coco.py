@@ -38,7 +38,7 @@ def check_coco(
     # Semi-supervised training has a part whose pipeline loads no labels.
     unlabelled = 'train' in splits and loaders.labels is None
     bare = isinstance(content, dict) and 'annotations' not in content
-    parts = dict(annotations=[])
+    parts: dict[str, list[dict]] = dict(annotations=[])
     names = ('images', 'categories', 'annotations')
     for part in names[: 2 if unlabelled or (bare and splits == ['test']) else 3]:
         parts[part], found = usable_entries(content, part)
@@ -95,7 +95,8 @@ def _report_labels(
         _report_use(report, dataset, objects, names)
     elif objects:
         _report_evaluated(report, objects)
-    return {names.get(annotation['category_id']) for annotation in annotations}
+    used = {annotation['category_id'] for annotation in annotations}
+    return {names[number] for number in used & names.keys()}
 
 
 def _report_use(

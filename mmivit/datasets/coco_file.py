@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeGuard
 
 import cv2
 import numpy as np
@@ -25,7 +25,7 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and abs(value) < 1e9  # neither infinite nor NaN
 
 
@@ -38,7 +38,7 @@ def _is_box(value: object) -> bool:
 
 
 # What CocoDataset needs of every entry.
-FIELDS = dict(
+FIELDS: dict[str, dict[str, Callable[[object], bool]]] = dict(
     images=dict(id=_is_id, file_name=_is_text, width=_is_side, height=_is_side),
     categories=dict(id=_is_id, name=_is_text),
     annotations=dict(id=_is_id, image_id=_is_id, category_id=_is_id, bbox=_is_box, area=_is_number),
@@ -148,7 +148,10 @@ def image_findings(images: list[dict]) -> Iterator[Finding]:
 
 
 def annotation_findings(
-    annotations: list[dict], sizes: dict, categories: set, with_mask: bool
+    annotations: list[dict],
+    sizes: dict[int | str, tuple[float, float]],
+    categories: set,
+    with_mask: bool,
 ) -> Iterator[Finding]:
     """Check annotations one by one.
 
@@ -218,7 +221,7 @@ def _run_faults(mask: dict, height: float, width: float) -> set[str]:
     if mask.get('size') != [height, width]:
         return {'run-length masks of another size than the image'}
     try:
-        counts = mask.get('counts')
+        counts = mask.get('counts', ())
         runs = unpack_runs(counts) if isinstance(counts, str) else list(counts)
         whole = all(isinstance(run, int) and run >= 0 for run in runs)
     except (TypeError, ValueError):

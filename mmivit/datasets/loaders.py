@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from mmcv.transforms import BaseTransform, LoadAnnotations, LoadImageFromFile
 from mmengine.dataset import BaseDataset
@@ -80,7 +81,7 @@ def build(registry: Registry, node: dict, scope: str | None) -> BaseDataset | Ba
         raise LaunchError(f'{node.get("type")}: {first_line(error)}') from error
 
 
-def class_of(registry: Registry, node: dict, scope: str | None) -> type:
+def class_of(registry: Registry, node: dict, scope: str | None) -> type[Any]:
     """The class that a node of a config names; ``object`` where there is none of that name."""
     if isinstance(node['type'], type):
         return node['type']

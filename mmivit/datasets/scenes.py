@@ -56,15 +56,14 @@ def draw_scene(
         CLASSES; their visible masks (n, size, size) bool, disjoint.
     """
     scene = _Scene(_background(rng, size))
-    single = label is not None
-    wanted = 1 if single else int(rng.integers(OBJECTS[0], OBJECTS[1] + 1))
+    wanted = int(rng.integers(OBJECTS[0], OBJECTS[1] + 1)) if label is None else 1
     for _ in range(5 * wanted):
         if len(scene.labels) == wanted:
             break
-        label = label if single else int(rng.integers(len(CLASSES)))
-        alpha = _shape_alpha(rng, CLASSES[label], size, RADIUS)
+        drawn = int(rng.integers(len(CLASSES))) if label is None else label
+        alpha = _shape_alpha(rng, CLASSES[drawn], size, RADIUS)
         if not scene.hides(alpha):
-            scene.add(_paint(rng, scene.image, alpha, label), alpha, label)
+            scene.add(_paint(rng, scene.image, alpha, drawn), alpha, drawn)
     return scene.finish()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -128,7 +129,7 @@ def _write_split(root: Path, split: str, count: int, spec: ShapesSpec, index: in
     images, labels = root / 'images' / split, root / 'annotations' / split
     images.mkdir(parents=True)
     labels.mkdir(parents=True)
-    coco = dict(
+    coco: dict[str, Any] = dict(
         info=dict(description='mmivit shapes', **spec.describe()),
         images=[],
         annotations=[],

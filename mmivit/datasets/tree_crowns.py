@@ -9,7 +9,7 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
@@ -107,7 +107,7 @@ def write_trees(source: str | Path, root: str | Path, spec: TreesSpec, force: bo
         (SPLITS[photo.path.stem in spec.held_out], photo, cut(photo, spec.size, spec.overlap))
         for photo in photographs
     ]
-    table = [
+    table: list[dict[str, Any]] = [
         dict(
             split=split,
             photograph=photo.path.stem,
@@ -197,7 +197,7 @@ def _read_voc(path: Path) -> Photograph:
 def _write_tiles(root: Path, split: str, pieces: list[tuple[Photograph, list[Tile]]]) -> None:
     folder = root / 'images' / split
     folder.mkdir(parents=True)
-    coco = dict(
+    coco: dict[str, Any] = dict(
         info=dict(description='tree crowns of deepforest, cut into tiles'),
         images=[],
         annotations=[],

@@ -6,9 +6,10 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from mmengine.dist import all_gather_object
-from mmengine.fileio import LocalBackend, get_file_backend, register_backend
+from mmengine.fileio import BaseStorageBackend, LocalBackend, get_file_backend, register_backend
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner
 
@@ -61,7 +62,9 @@ class SafeCheckpointHook(CheckpointHook):
             checkpoint; or weights are not finite.
     """
 
-    def __init__(self, *args, **kwargs) -> None:
+    file_backend: BaseStorageBackend  # set by MMEngine before training
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.max_keep_ckpts == 1:
             raise TrainingError(

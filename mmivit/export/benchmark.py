@@ -12,7 +12,7 @@ from torch import nn
 from mmivit.apis.config import read_config
 from mmivit.apis.models import build_model
 from mmivit.export import parity
-from mmivit.export.graphs import BackboneTarget, check_packages, find_target
+from mmivit.export.graphs import BackboneTarget, Target, check_packages, find_target
 from mmivit.models.ivit import ARCHITECTURES, IViT
 from mmivit.utils.timing import compare
 
@@ -52,6 +52,7 @@ def benchmark_export(models: Sequence[str], seconds: float, folder: Path) -> Ite
     """
     check_packages()
     path = folder / 'graph.onnx'
+    target: Target
     for model in models:
         if model in ARCHITECTURES:
             name, target = f'backbone {model}', BackboneTarget(scatter(IViT(model)).eval())

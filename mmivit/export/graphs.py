@@ -9,9 +9,9 @@ from __future__ import annotations
 import importlib
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -83,7 +83,13 @@ class SegmentorGraph(FeatureGraph):
 class _BlockAverages(TorchFunctionMode):
     """Adaptive pooling by averaging matrices: the exporter fixes it to the sizes it was shown."""
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(
+        self,
+        function: Callable,
+        types: Sequence[type],
+        args: tuple = (),
+        kwargs: dict | None = None,
+    ) -> Any:
         if function is F.adaptive_avg_pool2d:
             function = _adaptive_avg_pool2d
         return function(*args, **(kwargs or {}))

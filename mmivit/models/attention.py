@@ -318,8 +318,8 @@ class DecomposedMHSA(MHSA):
         return subtract_(logits, locality, distances)
 
 
-class _Interaction:
-    """Mixin: where the cross-head interaction sits relative to the softmax.
+class _Interaction(MHSA):
+    """Mixin of the two below: where the cross-head interaction sits relative to the softmax.
 
     ``post`` and ``pre`` have one h x h matrix per attention map, ``both`` a second one,
     ``..._pre``. They start at the identity, which leaves the heads independent.
@@ -441,7 +441,7 @@ def build_attention(
         raise ValueError(f'attention={kind!r}: expected one of {tuple(ATTENTIONS)}')
     _check_landmarks(landmarks)
     _check_interaction(interaction)
-    options = {}
+    options: dict[str, int | str] = {}
     if issubclass(ATTENTIONS[kind], DecomposedMHSA):
         options['landmarks'] = landmarks
     if issubclass(ATTENTIONS[kind], _Interaction):

@@ -5,6 +5,7 @@ and the way features are taken. There are no pretrained weights to offer.
 """
 
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from timm.layers import NormMlpClassifierHead
@@ -188,7 +189,7 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create(arch: str, pretrained: bool, **options) -> IViTClassifier:
+def _create(arch: str, pretrained: bool, **options: Any) -> IViTClassifier:
     return build_model_with_cfg(
         IViTClassifier,
         f'ivit_{arch}',
@@ -200,30 +201,30 @@ def _create(arch: str, pretrained: bool, **options) -> IViTClassifier:
 
 
 @register_model
-def ivit_nano(pretrained: bool = False, **options) -> IViTClassifier:
+def ivit_nano(pretrained: bool = False, **options: Any) -> IViTClassifier:
     """iViT-Nano, 32 to 256 channels."""
     return _create('nano', pretrained, **options)
 
 
 @register_model
-def ivit_tiny(pretrained: bool = False, **options) -> IViTClassifier:
+def ivit_tiny(pretrained: bool = False, **options: Any) -> IViTClassifier:
     """iViT-Tiny, the size of CAFormer-S18."""
     return _create('tiny', pretrained, **options)
 
 
 @register_model
-def ivit_small(pretrained: bool = False, **options) -> IViTClassifier:
+def ivit_small(pretrained: bool = False, **options: Any) -> IViTClassifier:
     """iViT-Small, the size of CAFormer-S36."""
     return _create('small', pretrained, **options)
 
 
 @register_model
-def ivit_medium(pretrained: bool = False, **options) -> IViTClassifier:
+def ivit_medium(pretrained: bool = False, **options: Any) -> IViTClassifier:
     """iViT-Medium, the size of CAFormer-M36."""
     return _create('medium', pretrained, **options)
 
 
 @register_model
-def ivit_base(pretrained: bool = False, **options) -> IViTClassifier:
+def ivit_base(pretrained: bool = False, **options: Any) -> IViTClassifier:
     """iViT-Base, the size of CAFormer-B36."""
     return _create('base', pretrained, **options)

@@ -12,6 +12,7 @@ This file: the table of architectures, the trunk that backbone and classifier sh
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from mmengine.model import BaseModule
 from torch import Tensor, nn
@@ -253,7 +254,7 @@ class IViT(BaseModule):
     def _landmark_modules(self) -> list[DecomposedMHSA]:
         return [module for module in self.modules() if isinstance(module, DecomposedMHSA)]
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         # Called by torch's and mmengine's loaders alike, whoever's tool does the loading.
         report_loading(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 from torch.utils.checkpoint import checkpoint
 
 from mmivit.models.memory import cached, in_pieces, is_eager, recomputed
@@ -29,7 +30,7 @@ class _StarReLU(torch.autograd.Function):
     """Keeps x alone, and passes over memory once where autograd's own would several times."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, scale)
         ctx.save_for_forward(x, scale)
         y = torch.empty_like(x)
@@ -42,7 +43,7 @@ class _StarReLU(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, scale = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated once more
             y = F.relu(x)
@@ -61,7 +62,9 @@ class _StarReLU(torch.autograd.Function):
         return x_grad, scale_grad.to(scale.dtype), bias_grad
 
     @staticmethod
-    def jvp(ctx, x_tangent: Tensor, scale_tangent: Tensor, bias_tangent: Tensor) -> Tensor:
+    def jvp(
+        ctx: FunctionCtx, x_tangent: Tensor, scale_tangent: Tensor, bias_tangent: Tensor
+    ) -> Tensor:
         x, scale = ctx.saved_tensors
         y = F.relu(x)
         return 2 * scale * y * x_tangent + scale_tangent * y.square() + bias_tangent

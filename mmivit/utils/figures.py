@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmivit.utils.files import whole
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def save_figure(figure: Figure, path: Path, **options) -> None:
+def save_figure(figure: Figure, path: Path, **options: Any) -> None:
     """Write a figure as PNG, whole or not at all.
 
     Draw on ``matplotlib.figure.Figure`` itself: pyplot brings a backend and global state along.

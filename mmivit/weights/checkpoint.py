@@ -7,7 +7,7 @@ import re
 import warnings
 import zipfile
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -179,7 +179,7 @@ def _is_plain(value: object) -> bool:
 
 
 def write_checkpoint(
-    path: str | Path, state_dict: dict[str, Tensor], meta: dict[str, object], force: bool = False
+    path: str | Path, state_dict: dict[str, Tensor], meta: Mapping[str, object], force: bool = False
 ) -> None:
     """Write weights and what is to be known of them, whole or not at all.
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -196,7 +197,7 @@ def convert_file(
     dst: str | Path,
     force: bool = False,
     dry_run: bool = False,
-    **options,
+    **options: Any,
 ) -> ConversionReport:
     """Convert a file, a URL or a timm model to a file; :func:`convert` on files.
 
@@ -267,7 +268,7 @@ def _read_shape(state: dict[str, Tensor], arch: str | None) -> dict:
     known = [read_arch(arch)] if arch else list(map(read_arch, ARCHITECTURES))
     fits = [fit for fit in known if tuple(part[: len(depths)] for part in fit) == found]
     if fits:
-        depths, widths = fits[0]
+        depths, widths = map(list, fits[0])
     elif arch:
         raise CheckpointError(f'depths {depths} and widths {widths}: expected those of {arch!r}')
     elif len(depths) < NUM_STAGES:

@@ -102,7 +102,7 @@ class CAFormerWeights(WeightsKind):
 
     name = 'caformer'
     what = "timm's CAFormer"
-    hub = 'caformer*'
+    hub: str | None = 'caformer*'
     attention = 'imhsa'
 
     def matches(self, state_dict: dict[str, Tensor]) -> bool:

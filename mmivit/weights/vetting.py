@@ -12,10 +12,10 @@ import io
 import pickletools
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 
@@ -83,7 +83,7 @@ def _check_archive(file: BinaryIO) -> None:
 class _Value:
     """What is known of a value on the unpickler's stack."""
 
-    content: object = ...  # of an atom itself, of a flat tuple the atoms, of a global its name
+    content: Any = ...  # of an atom itself, of a flat tuple the atoms, of a global its name
     size: int = 1  # of a walk through it
     depth: int = 0
     held: bool = False  # by a container, whose size counts it as it was then
@@ -101,7 +101,11 @@ def _check_pickle(pickled: bytes | BinaryIO, room: Callable[[str], int]) -> None
     memo: dict[int, _Value] = {}
     steps = 0
     first = None
-    for operation, argument, position in pickletools.genops(pickled):
+    # Positions are None only in a stream that cannot tell its own.
+    operations = cast(
+        Iterator[tuple[pickletools.OpcodeInfo, Any, int]], pickletools.genops(pickled)
+    )
+    for operation, argument, position in operations:
         first = position if first is None else first
         name = operation.name
         if name not in OPERATIONS:
@@ -147,7 +151,7 @@ def _pop(stack: list[_Value], marks: list[int], operation: pickletools.OpcodeInf
 
 
 def _look(
-    name: str, argument: object, value: _Value, parts: list[_Value], room: Callable[[str], int]
+    name: str, argument: Any, value: _Value, parts: list[_Value], room: Callable[[str], int]
 ) -> None:
     """Note what the new value is, where it matters, and refuse harmful calls."""
     contents = tuple(part.content for part in parts)

@@ -29,7 +29,7 @@ CAFORMERS = dict(
 def stage_outputs(backbone, image):
     outputs = []
     hooks = [
-        stage.register_forward_hook(lambda *args: outputs.append(args[2].permute(0, 3, 1, 2)))
+        stage.register_forward_hook(lambda *args: outputs.append(args[2]))
         for stage in backbone.stages
     ]
     with torch.no_grad():
