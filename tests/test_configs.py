@@ -47,13 +47,16 @@ def detection_batch(classes, size=(96, 128)):
 
 
 def check_decay(model, optimizer):
-    """No decay on norms and interaction."""
+    """No decay on norms, interaction, content and locality."""
     decay = {
         id(p): group['weight_decay'] for group in optimizer.param_groups for p in group['params']
     }
     for name, parameter in model.named_parameters():
         undecayed = parameter.ndim == 1 or 'interaction' in name
         assert decay[id(parameter)] == (0 if undecayed else 0.05), name
+    landmarks = [n for n, p in model.named_parameters() if n.endswith(('.content', '.locality'))]
+    assert landmarks
+    assert not any(decay[id(model.get_parameter(name))] for name in landmarks)
 
 
 @pytest.mark.parametrize('name', DETECTION)

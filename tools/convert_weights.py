@@ -28,6 +28,11 @@ def main() -> None:
         metavar='PATTERN',
         help='names of SRC to leave out; may be given several times',
     )
+    parser.add_argument(
+        '--paper-start',
+        action='store_true',
+        help="start iMHSA's landmarks as the paper has them, which loses what SRC has learnt",
+    )
     parser.add_argument('--dry-run', action='store_true', help='report, and write nothing')
     add_force(parser, 'DST')
     args = vars(parser.parse_args())

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmivit.models.attention import ATTENTIONS, MHSA, DecomposedMHSA
+from mmivit.models.attention import ATTENTIONS, MHSA, DecomposedMHSA, positions
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,11 @@ def effective_map(module: MHSA, x: Tensor, queries: Sequence[int] | None = None)
     if not landmarks:
         return module.attn(q, k)
     q_landmarks, k_landmarks = landmarks
-    return module.attn_q(q, k_landmarks).transpose(-2, -1) @ module.attn_k(q_landmarks, k)
+    tokens, grid = positions(x, module.landmarks)  # (1, N, 2), (L, 2)
+    if queries is not None:
+        tokens = tokens[:, list(queries)]
+    attn_q = module.attn_q(q, tokens, k_landmarks, grid)  # (B, h, L, queries)
+    return attn_q.transpose(-2, -1) @ module.attn_k(q_landmarks, k)
 
 
 @torch.no_grad()

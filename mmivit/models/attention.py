@@ -12,7 +12,13 @@ with, per head of width d, N tokens and L landmarks (the paper's Eq. 6)
 
 and I the cross-head interaction: an h x h mix over the head axis. The authors published neither
 code nor the interaction's exact form; that it is bias-free, starts at the identity and sits after
-the softmax was decided here (README, "What the paper states").
+the softmax was decided here (README, "What the paper states"). So were two numbers per head,
+
+    A_Q = softmax(content Q k^T / sqrt d - locality |p_n - p_l|^2)
+
+with p the positions of tokens and landmarks in units of the landmark grid. At their start, (1, 0),
+the map is the paper's. At (0, 2) every token reads what the landmark of its own block gathers,
+which is MHSA's own map for that block's mean query: weights trained with (a) keep their function.
 
 All four map channels-last tokens (B, H, W, C) to (B, H, W, C) and share the names of their
 projections, so that weights move between them. How their memory is spent: memory.py.
@@ -76,6 +82,47 @@ def _averaging_matrix(size: int, bins: int, like: Tensor) -> Tensor:
     stop = ((i + 1) * size + bins - 1) // bins
     inside = (j >= start) & (j < stop)
     return inside.to(like.dtype) / (stop - start).to(like.dtype)
+
+
+def positions(x: Tensor, landmarks: int) -> tuple[Tensor, Tensor]:
+    """Where tokens and landmarks lie, y and x in units of the landmark grid.
+
+    Row i of H is at (i + 1/2) g / H - 1/2, so that landmark l, the mean of a block, is at l.
+
+    Args:
+        x: tokens, (B, H, W, C).
+        landmarks: the grid's side g; a side shorter than that has a landmark for each token.
+
+    Returns:
+        Those of the tokens, (1, N, 2), and of the landmarks, (L, 2); fp32 or better.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    sides = [(size, min(landmarks, size)) for size in x.shape[1:3]]
+    tokens = [
+        (torch.arange(size, device=x.device, dtype=dtype) + 0.5) * (g / size) - 0.5
+        for size, g in sides
+    ]
+    grid = [torch.arange(g, device=x.device, dtype=dtype) for _, g in sides]
+    of_tokens, of_landmarks = (
+        torch.stack(torch.meshgrid(*axes, indexing='ij'), -1).flatten(0, 1)
+        for axes in (tokens, grid)
+    )
+    return of_tokens.unsqueeze(0), of_landmarks
+
+
+def subtract_(logits: Tensor, scale: Tensor, distances: Tensor) -> Tensor:
+    """logits - scale * distances, in fp32 or better, where eight bits of mantissa won't do.
+
+    At inference on a CPU it takes the place of the logits in memory.
+
+    Args:
+        logits: (B, h, L, N).
+        scale: (h, 1, 1).
+        distances: (L, N).
+    """
+    if is_lean(logits) and logits.dtype == distances.dtype:
+        return logits.addcmul_(scale, distances, value=-1)
+    return torch.addcmul(logits.to(distances.dtype), scale, distances, value=-1)
 
 
 def mix_heads(weight: Tensor | None, maps: Tensor) -> Tensor:
@@ -180,9 +227,14 @@ class DecomposedMHSA(MHSA):
         landmarks: side g of the landmark grid, L = g * g; may be changed on a built module.
     """
 
+    # What their absence from a state dict means: files from before have neither.
+    IMPLIED = dict(content=1.0, locality=0.0)
+
     def __init__(self, dim: int, num_heads: int, landmarks: int = 7) -> None:
         super().__init__(dim, num_heads)
         self.landmarks = landmarks
+        self.content = nn.Parameter(torch.ones(num_heads))
+        self.locality = nn.Parameter(torch.zeros(num_heads))
 
     @property
     def landmarks(self) -> int:
@@ -199,7 +251,37 @@ class DecomposedMHSA(MHSA):
         """(B, H, W, C) -> (B, H, W, C)."""
         q, k, v, q_landmarks, k_landmarks = self.project(x)
         summary = F.scaled_dot_product_attention(q_landmarks, k, v)  # A_K V, (B, h, L, d)
-        return self.merge_heads(F.scaled_dot_product_attention(q, k_landmarks, summary), x)
+        tokens, grid = positions(x, self._landmarks)
+        return self.merge_heads(self.read(q, tokens, k_landmarks, grid, summary), x)
+
+    def read(
+        self, q: Tensor, tokens: Tensor, k_landmarks: Tensor, grid: Tensor, summary: Tensor
+    ) -> Tensor:
+        """A_Q S, (B, h, N, d), for the landmarks' sums S, (B, h, L, d).
+
+        -locality |p_n - p_l|^2 is the product of (p_n, 1) and locality (2 p_l, -|p_l|^2) but for
+        what is the same for all landmarks, and cancels: three more channels of q and k.
+        """
+        width, dtype = q.shape[3], tokens.dtype
+        content, locality = (a.view(-1, 1, 1) for a in (self.content, self.locality))  # (h, 1, 1)
+        of_queries = torch.cat([tokens, torch.ones_like(tokens[..., :1])], 2)  # (1, N, 3)
+        of_landmarks = torch.cat([2 * grid, -grid.square().sum(1, keepdim=True)], 1)  # (L, 3)
+        of_landmarks = locality * of_landmarks * width**0.5  # (h, L, 3); the call divides by it
+        with torch.autocast(q.device.type, enabled=False):  # positions need more than 8 bits
+            q, k = (
+                torch.cat([a.to(dtype), b.expand(*a.shape[:3], 3)], 3)
+                for a, b in ((q, of_queries), (content * k_landmarks, of_landmarks))
+            )
+            # The kernels want queries, keys and values of one width, a multiple of eight.
+            q, k = (F.pad(a, (0, -a.shape[3] % 8)) for a in (q, k))
+            values = F.pad(summary.to(dtype), (0, q.shape[3] - width))
+            y = F.scaled_dot_product_attention(q, k, values, scale=width**-0.5)
+        return y[..., :width].to(summary.dtype)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
+        for name, value in self.IMPLIED.items():
+            state_dict.setdefault(f'{prefix}{name}', torch.full((self.num_heads,), value))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def project(self, x: Tensor) -> tuple[Tensor, ...]:
         """Q, K, V (B, h, N, d), and the landmarks q, k (B, h, L, d), of tokens (B, H, W, C).
@@ -220,12 +302,20 @@ class DecomposedMHSA(MHSA):
         """A_K = softmax(q K^T / sqrt d), (B, h, L, N): what every landmark gathers."""
         return softmax_((q_landmarks * k.shape[-1] ** -0.5) @ k.transpose(-2, -1), -1)
 
-    def attn_q(self, q: Tensor, k_landmarks: Tensor) -> Tensor:
-        """A_Q^T, (B, h, L, N), for A_Q = softmax(Q k^T / sqrt d) over landmarks.
+    def attn_q(self, q: Tensor, tokens: Tensor, k_landmarks: Tensor, grid: Tensor) -> Tensor:
+        """A_Q^T, (B, h, L, N), for A_Q = softmax(content Q k^T / sqrt d - locality |p_n - p_l|^2).
 
-        Transposed because long rows suit softmax and products.
+        The softmax is over landmarks; transposed because long rows suit it and products. Queries
+        lie at ``tokens``, (1, N, 2), landmarks at ``grid``, (L, 2), as :func:`positions` has them.
         """
-        return softmax_((k_landmarks * q.shape[-1] ** -0.5) @ q.transpose(-2, -1), -2)
+        return softmax_(self.logits_q(q, tokens, k_landmarks, grid), -2).type_as(q)
+
+    def logits_q(self, q: Tensor, tokens: Tensor, k_landmarks: Tensor, grid: Tensor) -> Tensor:
+        """What A_Q^T is the softmax of, (B, h, L, N)."""
+        content, locality = (a.view(-1, 1, 1) for a in (self.content, self.locality))
+        logits = (k_landmarks * (content * q.shape[-1] ** -0.5)) @ q.transpose(-2, -1)
+        distances = (grid.unsqueeze(1) - tokens).square().sum(2)  # |p_n - p_l|^2, (L, N)
+        return subtract_(logits, locality, distances)
 
 
 class _Interaction(MHSA):
@@ -299,7 +389,9 @@ class IMHSA(_Interaction, DecomposedMHSA):
         """(B, H, W, C) -> (B, H, W, C)."""
         q, k, v, q_landmarks, k_landmarks = self.project(x)
         summary = self.gather(q_landmarks, k, v)  # A_K' V, (B, h, L, d)
-        y = self.read(q.transpose(1, 2), k_landmarks, summary)  # A_Q' (A_K' V), (B, N, h, d)
+        tokens, grid = positions(x, self._landmarks)
+        # A_Q' (A_K' V), (B, N, h, d)
+        y = self.read(q.transpose(1, 2), tokens, k_landmarks, grid, summary)
         return self.merge_heads(y.transpose(1, 2), x)
 
     @recomputed  # else the maps of N x L, two of each, would be kept
@@ -308,10 +400,12 @@ class IMHSA(_Interaction, DecomposedMHSA):
         return self.attn_k(q_landmarks, k) @ v
 
     @recomputed
-    @in_pieces(lambda q, k_landmarks, summary: k_landmarks.shape[1] * k_landmarks.shape[2])
-    def read(self, q: Tensor, k_landmarks: Tensor, summary: Tensor) -> Tensor:
+    @in_pieces(lambda q, tokens, k_landmarks, *_: k_landmarks[0, ..., 0].numel(), split=2)
+    def read(
+        self, q: Tensor, tokens: Tensor, k_landmarks: Tensor, grid: Tensor, summary: Tensor
+    ) -> Tensor:
         """A_Q' S for the landmarks' sums S, (B, h, L, d): (B, N, h, d) -> (B, N, h, d)."""
-        attn_q = self.attn_q(q.transpose(1, 2), k_landmarks)  # (B, h, L, N)
+        attn_q = self.attn_q(q.transpose(1, 2), tokens, k_landmarks, grid)  # (B, h, L, N)
         return (attn_q.transpose(-2, -1) @ summary).transpose(1, 2)
 
     def attn_k(self, q_landmarks: Tensor, k: Tensor) -> Tensor:
@@ -320,11 +414,11 @@ class IMHSA(_Interaction, DecomposedMHSA):
         logits = (q_landmarks * k.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # q K^T, (B, h, L, N)
         return mix_heads(after, softmax_(mix_heads(before, logits), -1))
 
-    def attn_q(self, q: Tensor, k_landmarks: Tensor) -> Tensor:
+    def attn_q(self, q: Tensor, tokens: Tensor, k_landmarks: Tensor, grid: Tensor) -> Tensor:
         """A_Q'^T, (B, h, L, N), for A_Q' = I_Q(A_Q)."""
         before, after = self._mixes('interaction_q')
-        logits = (k_landmarks * q.shape[-1] ** -0.5) @ q.transpose(-2, -1)  # k Q^T, (B, h, L, N)
-        return mix_heads(after, softmax_(mix_heads(before, logits), -2))
+        logits = mix_heads(before, self.logits_q(q, tokens, k_landmarks, grid))
+        return mix_heads(after, softmax_(logits, -2).type_as(q))
 
 
 ATTENTIONS = {

@@ -33,6 +33,8 @@ def report_loading(module: nn.Module, state_dict: dict[str, Tensor], prefix: str
         if name.startswith(prefix)
     }
     name = type(module).__name__
+    for key in implied(module) - found.keys():
+        del expected[key]
     matched = [key for key in expected if found.get(key) == expected[key]]
     if not matched:
         # A loader hands a sub-module only what begins with its name: often nothing at all.
@@ -58,6 +60,15 @@ def report_loading(module: nn.Module, state_dict: dict[str, Tensor], prefix: str
     print_log('\n'.join(lines), logger='current', level=level)
 
 
+def implied(module: nn.Module) -> set[str]:
+    """Tensors whose absence from a state dict has a meaning: its modules' ``IMPLIED``."""
+    return {
+        f'{prefix}.{name}'.lstrip('.')
+        for prefix, part in module.named_modules()
+        for name in getattr(part, 'IMPLIED', ())
+    }
+
+
 def check_fits(module: nn.Module, state_dict: dict[str, Tensor]) -> None:
     """Refuse weights that would leave a part of a model as it was initialised.
 
@@ -67,11 +78,12 @@ def check_fits(module: nn.Module, state_dict: dict[str, Tensor]) -> None:
         CheckpointError: tensors of the model are missing or of another shape.
     """
     optional = re.compile(r'auxiliary_head\.|.*\.num_batches_tracked$')
-    expected = module.state_dict()
+    expected, by_absence = module.state_dict(), implied(module) - state_dict.keys()
     unfit = [
         name
         for name, tensor in expected.items()
         if not optional.match(name)
+        and name not in by_absence
         and (name not in state_dict or state_dict[name].shape != tensor.shape)
     ]
     if unfit:

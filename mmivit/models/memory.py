@@ -60,15 +60,15 @@ def _may_split(module: nn.Module, x: Tensor) -> bool:
     )
 
 
-def in_pieces(widest: Callable[..., int]) -> Callable[[Method], Method]:
+def in_pieces(widest: Callable[..., int], split: int = 1) -> Callable[[Method], Method]:
     """At inference on a CPU, run a method on some slices of its input's second axis at a time.
 
-    For methods (B, rows, ...) -> (B, rows, ...) that treat each row by itself; what they take
-    besides, they get whole.
+    For methods (B, rows, ...) -> (B, rows, ...) that treat each row by itself.
 
     Args:
         widest: from the method's arguments (without ``self``), elements per row and image of its
             widest temporary.
+        split: how many of the arguments, from the first, have rows; the others it gets whole.
     """
 
     def decorate(method: Method) -> Method:
@@ -79,7 +79,9 @@ def in_pieces(widest: Callable[..., int]) -> Callable[[Method], Method]:
             rows = max(1, PIECE // max(1, x.shape[0] * widest(x, *others)))
             if x.shape[1] <= rows:
                 return method(self, x, *others)
-            return torch.cat([method(self, piece, *others) for piece in x.split(rows, 1)], 1)
+            pieces = zip(*(a.split(rows, 1) for a in (x, *others[: split - 1])))
+            whole = others[split - 1 :]
+            return torch.cat([method(self, *piece, *whole) for piece in pieces], 1)
 
         return run
 

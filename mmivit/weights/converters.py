@@ -31,6 +31,9 @@ from mmivit.weights.checkpoint import naming, write_checkpoint
 from mmivit.weights.kinds import find_kind
 from mmivit.weights.sources import checksum, fetch
 
+LINEAR = ('decomposed', 'imhsa')
+# Of landmarks that take the place of whole maps: every token reads what its own block's gathers.
+LOCAL_START = dict(content=0.0, locality=2.0)
 TARGETS = ('backbone', 'timm')
 MOST_BLOCKS = 512  # ten times the deepest; building the model to compare with takes time for each
 MAX_ROWS = 12  # names listed per group of a report
@@ -51,6 +54,8 @@ class ConversionReport:
             these, so a report that it returns has none.
         reshaped: tensors whose shape changed, and how.
         dropped: tensors of the file left out because the target has no such part.
+        started: tensors that the file has not got and that were set, so that iMHSA begins as the
+            attention that the weights were trained with, and to what.
     """
 
     source: str
@@ -61,6 +66,7 @@ class ConversionReport:
     unexpected: list[str] = field(default_factory=list)
     reshaped: dict[str, str] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
+    started: dict[str, float] = field(default_factory=dict)
 
     def table(self) -> str:
         """A table for people: counts, and the names except those that simply match."""
@@ -78,6 +84,12 @@ class ConversionReport:
                 rows += [f'             {printable(name)}' for name in names[:MAX_ROWS]]
                 if len(names) > MAX_ROWS:
                     rows.append(f'             and {len(names) - MAX_ROWS} more')
+        if self.started:
+            values = ', '.join(f'{name} {value:g}' for name, value in LOCAL_START.items())
+            rows.append(
+                f'  {"set":<11}{len(self.started):>5}\n             {values}: landmarks begin as '
+                'the attention of these weights (paper_start, --paper-start: as the paper)'
+            )
         return '\n'.join(rows)
 
 
@@ -90,6 +102,7 @@ def convert(
     attention: str | None = None,
     in_channels: int | None = None,
     drop: Sequence[str] = (),
+    paper_start: bool = False,
 ) -> tuple[dict[str, Tensor], ConversionReport]:
     """Convert weights to those of an iViT backbone or of a timm iViT.
 
@@ -104,6 +117,8 @@ def convert(
         in_channels: channels of the input image; the source's if not given. The first layer is
             adapted by :func:`adapt_input_channels`.
         drop: patterns (``*`` and ``?``) of names to leave out.
+        paper_start: let landmarks that take the place of whole maps start as the paper's, with
+            ``content`` 1 and ``locality`` 0, and not so that the function is kept.
 
     Returns:
         The converted tensors and a report. Tensors are the source's own where nothing changed.
@@ -122,13 +137,15 @@ def convert(
     if idle:
         raise CheckpointError(f'nothing is called {listed(idle)}, which was to be left out')
     state, dropped = {}, []
+    renamed = {name: kind.rename(name) for name in state_dict}
+    trained_with = kind.trained_with({key: state_dict[n] for n, key in renamed.items() if key})
     for name, tensor in state_dict.items():
-        key = None if any(fnmatch(name, pattern) for pattern in drop) else kind.rename(name)
+        key = None if any(fnmatch(name, pattern) for pattern in drop) else renamed[name]
         if key is None or (key.startswith('head.') and target == 'backbone'):
             dropped.append(name)
         else:
             state[key] = tensor
-    attention = attention or kind.attention or kind.trained_with(state)
+    attention = attention or kind.attention or trained_with
     try:
         shape = _read_shape(state, arch)
         expected = _expected(state, shape, attention, target, in_channels)
@@ -149,6 +166,12 @@ def convert(
             report.dropped.append(key)
         else:
             report.unexpected.append(key)
+    if attention in LINEAR and trained_with not in LINEAR and not paper_start:
+        for key in expected.keys() - converted.keys():
+            part = key.rpartition('.')[2]
+            if part in LOCAL_START:
+                converted[key] = torch.full(expected[key], LOCAL_START[part])
+                report.started[key] = LOCAL_START[part]
     report.missing = [key for key in expected if key not in converted]
     if report.unexpected:
         raise CheckpointError(
@@ -269,7 +292,7 @@ def _expected(
     in_channels: int | None,
 ) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the model that the weights are converted for."""
-    mixed = [name for name in state if '.interaction' in name]
+    mixed = [name for name in state if re.search(r'\.(interaction\w*|content)$', name)]
     deep = [shape['widths'][i] for i in ATTENTION_STAGES]
     head_dim = 32 if not any(width % 32 for width in deep) else math.gcd(*deep)
     if mixed and len(state[mixed[0]]):
@@ -303,5 +326,5 @@ def _reshape(key: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def is_optional(key: str) -> bool:
-    """Whether a model without this tensor is whole: dense norms, interaction, the head."""
-    return bool(re.match(r'norm\d\.|head\.|.*\.interaction', key))
+    """Whether a model without this tensor is whole: dense norms, the landmarks' own, the head."""
+    return bool(re.match(r'norm\d\.|head\.|.*\.(interaction|content$|locality$)', key))

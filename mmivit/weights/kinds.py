@@ -76,9 +76,11 @@ class IViTWeights(WeightsKind):
         return name
 
     def trained_with(self, state: dict[str, Tensor]) -> str:
-        """'mhsa' stands for 'decomposed' as well: the two have the same tensors."""
+        """'mhsa' stands for 'decomposed' from before it had `content` as well."""
         if any('.interaction_q' in name or '.interaction_k' in name for name in state):
             return 'imhsa'
+        if any(name.endswith('.content') for name in state):
+            return 'decomposed'
         return 'interactive' if any('.interaction' in name for name in state) else 'mhsa'
 
 

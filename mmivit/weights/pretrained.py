@@ -29,14 +29,18 @@ class PretrainedIViT:
         checkpoint: a file (``.pth``, ``.safetensors``), a URL, or ``timm://`` and the name of a
             model in timm's hub.
         drop: patterns of names in it to leave out.
+        paper_start: as in :func:`mmivit.converters.convert`.
 
     Raises:
         CheckpointError: when called: there is no such checkpoint, or it does not fit.
     """
 
-    def __init__(self, checkpoint: str, drop: Sequence[str] = ()) -> None:
+    def __init__(
+        self, checkpoint: str, drop: Sequence[str] = (), paper_start: bool = False
+    ) -> None:
         self.checkpoint = checkpoint
         self.drop = drop
+        self.paper_start = paper_start
 
     def __call__(self, module: nn.Module) -> None:
         # A module's attention is told by its tensors, as a file's is.
@@ -48,6 +52,7 @@ class PretrainedIViT:
                     attention=attention,
                     in_channels=module.stem.conv.in_channels,
                     drop=self.drop,
+                    paper_start=self.paper_start,
                 )
                 own = _fitting(module, converted, report)
         except CheckpointError as error:

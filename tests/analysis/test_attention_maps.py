@@ -33,6 +33,8 @@ def make(kind, interaction='post', dim=DIM):
     for name, parameter in module.named_parameters():
         if 'interaction' in name:
             parameter.data.normal_()
+        elif name in ('content', 'locality'):
+            parameter.data.uniform_(0, 2)
     return module
 
 
@@ -52,12 +54,23 @@ def naive(module, x):
         for i in range(heads):
             s = slice(i * d, (i + 1) * d)
             maps.append(left[:, s] @ right[:, s].T / math.sqrt(d))
+            if left is q and 'content' in params:
+                maps[i] = params['content'][i] * maps[i] - params['locality'][i] * distances()
         if position == 'both':
             maps = mix(maps, f'{name}_pre')
         if position == 'pre':
             maps = mix(maps, name)
         maps = [torch.stack([row.exp() / row.exp().sum() for row in head]) for head in maps]
         return mix(maps, name) if position in ('post', 'both') else maps
+
+    def distances():
+        sides = ((height, min(module.landmarks, height)), (width, min(module.landmarks, width)))
+        y, x = (
+            ((torch.arange(n).double()[:, None] + 0.5) * g / n - 0.5 - torch.arange(g)).square()
+            for n, g in sides
+        )
+        # (H, 1, g_h, 1) + (1, W, 1, g_w) -> (N, L)
+        return (y[:, None, :, None] + x[None, :, None, :]).reshape(height * width, -1)
 
     def pooled(tokens):
         grid = tokens.reshape(height, width, dim).permute(2, 0, 1)

@@ -137,6 +137,15 @@ def test_no_weight_decay_names_the_interaction():
     assert len(expected) == 2 * (4 + 2)  # two maps in each block of stages 3 and 4
 
 
+def test_timms_optimisers_do_not_decay_content_and_locality():
+    model = timm.create_model('ivit_nano')
+    optimizer = timm.optim.create_optimizer_v2(model, 'adamw', lr=1e-3, weight_decay=0.05)
+    decay = {id(p): g['weight_decay'] for g in optimizer.param_groups for p in g['params']}
+    landmarks = [n for n, _ in model.named_parameters() if n.endswith(('.content', '.locality'))]
+    assert len(landmarks) == 2 * (4 + 2)
+    assert not any(decay[id(model.get_parameter(name))] for name in landmarks)
+
+
 def test_layer_groups_agree_with_the_backbones_depth():
     model, backbone = timm.create_model('ivit_nano'), IViT('nano')
     groups = group_parameters(model, model.group_matcher(), reverse=True)

@@ -69,7 +69,9 @@ def test_only_interaction_and_dense_norms_are_missing_from_caformer():
         for name in model.state_dict()
         if '.interaction_' in name or re.fullmatch(r'norm\d\.weight', name)
     }
-    assert set(report.matched) == set(converted) == set(model.state_dict()) - set(report.missing)
+    assert set(converted) == set(model.state_dict()) - set(report.missing)
+    assert set(report.started) == {n for n in converted if n.endswith(('.content', '.locality'))}
+    assert set(report.matched) == set(converted) - set(report.started)
     assert all(name.startswith('head.') for name in report.dropped)
     assert not report.unexpected
     linear = [n for n in converted if re.match(r'stages\.[01].*(pwconv|fc)\d', n)]
@@ -147,10 +149,51 @@ def test_between_attentions(kind, wanted):
     converted, report = convert(state, attention=wanted)
     expected = IViT('nano', attention=wanted).state_dict()
     shared = state.keys() & expected.keys()
-    assert converted.keys() == shared
-    assert set(report.missing) == expected.keys() - shared
+    assert set(report.matched) == shared
+    assert converted.keys() == shared | report.started.keys()
+    assert set(report.missing) == expected.keys() - converted.keys()
     assert set(report.dropped) == state.keys() - shared
-    assert {n for n in state if '.interaction' not in n} <= shared
+    own = re.compile(r'.*\.(interaction\w*|content|locality)$')
+    assert {n for n in state if not own.match(n)} <= shared
+    landmarks = {n for n in expected if n.endswith(('.content', '.locality'))}
+    whole = kind in ('mhsa', 'interactive')
+    assert report.started.keys() == (landmarks if whole else set())
+
+
+@pytest.mark.parametrize('wanted', ['imhsa', 'decomposed'])
+@pytest.mark.parametrize('source', ['caformer', 'metaformer', 'mhsa', 'interactive'])
+def test_landmarks_in_the_place_of_whole_maps_start_local(source, wanted):
+    if source in ('mhsa', 'interactive'):
+        state = randomise(IViT('nano', attention=source)).state_dict()
+    else:
+        state = small_caformer().state_dict()
+    if source == 'metaformer':
+        state = as_the_authors_wrote_it(state)
+    converted, report = convert(state, attention=wanted)
+    assert len(report.started) == 2 * (4 + 2)
+    for name, value in report.started.items():
+        assert value == (2 if name.endswith('.locality') else 0)
+        assert converted[name].tolist() == [value] * len(converted[name])
+    assert 'content 0, locality 2' in report.table()
+    model = IViT('nano', attention=wanted)
+    papers, report = convert(state, attention=wanted, paper_start=True)
+    assert not report.started
+    assert 'locality 2' not in report.table()
+    assert not any(name.endswith(('.content', '.locality')) for name in papers)
+    model.load_state_dict(papers, strict=False)
+    for stage in model.stages[2:]:
+        for block in stage.blocks:
+            assert (block.token_mixer.content == 1).all()
+            assert (block.token_mixer.locality == 0).all()
+
+
+def test_between_landmarks_content_and_locality_are_the_sources():
+    state = randomise(IViT('nano')).state_dict()
+    for wanted in ('imhsa', 'decomposed'):
+        converted, report = convert(state, attention=wanted)
+        assert not report.started
+        assert sum(name.endswith('.content') for name in converted) == 6
+        assert all(torch.equal(converted[name], state[name]) for name in converted)
 
 
 @pytest.mark.parametrize('interaction', ['pre', 'post', 'both'])
@@ -411,10 +454,16 @@ def test_the_command(folder):
     done = run_tool('convert_weights.py', 'caformer.pth', 'a.safetensors', '--dry-run', cwd=folder)
     assert done.returncode == 0, done.stderr
     assert 'missing' in done.stdout
+    assert 'content 0, locality 2' in done.stdout
     assert not os.path.exists('a.safetensors')
     done = run_tool('convert_weights.py', 'caformer.pth', 'a.safetensors', cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert load_file('a.safetensors')
+    assert any(name.endswith('.locality') for name in load_file('a.safetensors'))
+    done = run_tool(
+        'convert_weights.py', 'caformer.pth', 'b.safetensors', '--paper-start', cwd=folder
+    )
+    assert done.returncode == 0, done.stderr
+    assert not any(name.endswith('.locality') for name in load_file('b.safetensors'))
     again = run_tool('convert_weights.py', 'caformer.pth', 'a.safetensors', cwd=folder)
     assert again.returncode == 1
     assert again.stderr.strip() == (

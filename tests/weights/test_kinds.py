@@ -19,11 +19,11 @@ TRAINED_WITH = {
     'ivit-imhsa': 'imhsa',
     'ivit-interactive': 'interactive',
     'ivit-mhsa': 'mhsa',
-    'ivit-decomposed': 'mhsa',  # the two have the same tensors
+    'ivit-decomposed': 'decomposed',
     'openmmlab-imhsa': 'imhsa',
     'openmmlab-interactive': 'interactive',
     'openmmlab-mhsa': 'mhsa',
-    'openmmlab-decomposed': 'mhsa',
+    'openmmlab-decomposed': 'decomposed',
 }
 
 

@@ -41,13 +41,31 @@ def test_any_interaction_starts_from_any(source, wanted, folder):
     model = IViT('nano', interaction=wanted)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     PretrainedIViT('source.pth')(model)
+    if source is None:  # whole maps: landmarks start so that the function is kept
+        for name, tensor in before.items():
+            if name.endswith(('.content', '.locality')):
+                tensor.fill_(2 if name.endswith('.locality') else 0)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, state.get(name, before[name])), name
 
 
+@pytest.mark.parametrize('source', ['imhsa', 'mhsa'])
+def test_without_a_start_of_their_own_landmarks_are_the_papers(source, folder):
+    """Files from before the two, and ``paper_start``, whatever the backbone held."""
+    state = randomise(IViT('nano', attention=source)).state_dict()
+    landmarks = ('.content', '.locality')
+    torch.save({n: t for n, t in state.items() if not n.endswith(landmarks)}, 'source.pth')
+    model = randomise(IViT('nano'))
+    PretrainedIViT('source.pth', paper_start=source == 'mhsa')(model)
+    values = {n: t for n, t in model.state_dict().items() if n.endswith(landmarks)}
+    assert len(values) == 12
+    for name, tensor in values.items():
+        assert tensor.tolist() == [float(name.endswith('.content'))] * len(tensor), name
+
+
 def test_heads_of_another_width_are_named(folder):
     torch.save(IViT('nano', head_dim=16).state_dict(), 'narrow.pth')
-    with pytest.raises(CheckpointError, match=r'interaction_k is \(8, 8\), expected \(4, 4\)'):
+    with pytest.raises(CheckpointError, match=r'content is \(8,\), expected \(4,\)'):
         PretrainedIViT('narrow.pth')(IViT('nano'))
 
 
