@@ -26,6 +26,8 @@ projections, so that weights move between them. How their memory is spent: memor
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -267,7 +269,8 @@ class DecomposedMHSA(MHSA):
         of_queries = torch.cat([tokens, torch.ones_like(tokens[..., :1])], 2)  # (1, N, 3)
         of_landmarks = torch.cat([2 * grid, -grid.square().sum(1, keepdim=True)], 1)  # (L, 3)
         of_landmarks = locality * of_landmarks * width**0.5  # (h, L, 3); the call divides by it
-        with torch.autocast(q.device.type, enabled=False):  # positions need more than 8 bits
+        exact = nullcontext() if q.is_meta else torch.autocast(q.device.type, enabled=False)
+        with exact:  # positions need more than 8 bits
             q, k = (
                 torch.cat([a.to(dtype), b.expand(*a.shape[:3], 3)], 3)
                 for a, b in ((q, of_queries), (content * k_landmarks, of_landmarks))
@@ -400,7 +403,9 @@ class IMHSA(_Interaction, DecomposedMHSA):
         return self.attn_k(q_landmarks, k) @ v
 
     @recomputed
-    @in_pieces(lambda q, tokens, k_landmarks, *_: k_landmarks[0, ..., 0].numel(), split=2)
+    @in_pieces(
+        lambda q, tokens, k_landmarks, *_: k_landmarks.shape[1] * k_landmarks.shape[2], split=2
+    )
     def read(
         self, q: Tensor, tokens: Tensor, k_landmarks: Tensor, grid: Tensor, summary: Tensor
     ) -> Tensor:

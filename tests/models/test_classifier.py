@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import timm
+import timm.optim
 import torch
 from timm.models import group_parameters
 from torch import nn
