@@ -40,6 +40,8 @@ def formula(arch, size, attention):
                 if tokens > 16 * LANDMARKS**2:  # else the projections are averaged, which is free
                     mixer += marks * dim * 3 * dim  # qkv of the landmarks
                 mixer += 4 * heads * tokens * marks * d  # two maps, and their two products
+                if attention == 'decomposed':  # positions widen one call's heads by eight
+                    mixer += 2 * heads * tokens * marks * 8
             if attention == 'interactive':
                 mixer += heads * heads * tokens * tokens
             if attention == 'imhsa':
