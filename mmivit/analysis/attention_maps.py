@@ -106,7 +106,7 @@ def effective_map(module: MHSA, x: Tensor, queries: Sequence[int] | None = None)
     if not landmarks:
         return module.attn(q, k)
     q_landmarks, k_landmarks = landmarks
-    tokens, grid = positions(x, module.landmarks)  # (1, N, 2), (L, 2)
+    tokens, grid = positions(x, module.landmarks)  # (1, N, 3), (L, 3)
     if queries is not None:
         tokens = tokens[:, list(queries)]
     attn_q = module.attn_q(q, tokens, k_landmarks, grid)  # (B, h, L, queries)

@@ -26,7 +26,7 @@ projections, so that weights move between them. How their memory is spent: memor
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -87,16 +87,18 @@ def _averaging_matrix(size: int, bins: int, like: Tensor) -> Tensor:
 
 
 def positions(x: Tensor, landmarks: int) -> tuple[Tensor, Tensor]:
-    """Where tokens and landmarks lie, y and x in units of the landmark grid.
+    """Where tokens and landmarks lie, as two factors: their product is |p_n|^2 - |p_n - p_l|^2.
 
-    Row i of H is at (i + 1/2) g / H - 1/2, so that landmark l, the mean of a block, is at l.
+    In units of the landmark grid: row i of H is at (i + 1/2) g / H - 1/2, so that landmark l, the
+    mean of a block, is at l. |p_n|^2 is the same for all landmarks and cancels in a softmax.
 
     Args:
         x: tokens, (B, H, W, C).
         landmarks: the grid's side g; a side shorter than that has a landmark for each token.
 
     Returns:
-        Those of the tokens, (1, N, 2), and of the landmarks, (L, 2); fp32 or better.
+        (y_n, x_n, 1) of the tokens, (1, N, 3), and (2 y_l, 2 x_l, -|p_l|^2) of the landmarks,
+        (L, 3); fp32 or better.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     sides = [(size, min(landmarks, size)) for size in x.shape[1:3]]
@@ -108,23 +110,32 @@ def positions(x: Tensor, landmarks: int) -> tuple[Tensor, Tensor]:
     of_tokens, of_landmarks = (
         torch.stack(torch.meshgrid(*axes, indexing='ij'), -1).flatten(0, 1)
         for axes in (tokens, grid)
+    )  # (N, 2), (L, 2)
+    squares = of_landmarks.square().sum(1, keepdim=True)  # |p_l|^2
+    return (
+        F.pad(of_tokens, (0, 1), value=1.0).unsqueeze(0),
+        torch.cat([2 * of_landmarks, -squares], 1),
     )
-    return of_tokens.unsqueeze(0), of_landmarks
 
 
-def subtract_(logits: Tensor, scale: Tensor, distances: Tensor) -> Tensor:
-    """logits - scale * distances, in fp32 or better, where eight bits of mantissa won't do.
+def exactly(x: Tensor) -> AbstractContextManager:
+    """Without autocast: eight bits of mantissa don't hold a position."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+
+
+def add_(logits: Tensor, scale: Tensor, closeness: Tensor) -> Tensor:
+    """logits + scale * closeness, in fp32 or better.
 
     At inference on a CPU it takes the place of the logits in memory.
 
     Args:
         logits: (B, h, L, N).
         scale: (h, 1, 1).
-        distances: (L, N).
+        closeness: (1, L, N).
     """
-    if is_lean(logits) and logits.dtype == distances.dtype:
-        return logits.addcmul_(scale, distances, value=-1)
-    return torch.addcmul(logits.to(distances.dtype), scale, distances, value=-1)
+    if is_lean(logits) and logits.dtype == closeness.dtype:
+        return logits.addcmul_(scale, closeness)
+    return torch.addcmul(logits.to(closeness.dtype), scale, closeness)
 
 
 def mix_heads(weight: Tensor | None, maps: Tensor) -> Tensor:
@@ -261,23 +272,19 @@ class DecomposedMHSA(MHSA):
     ) -> Tensor:
         """A_Q S, (B, h, N, d), for the landmarks' sums S, (B, h, L, d).
 
-        -locality |p_n - p_l|^2 is the product of (p_n, 1) and locality (2 p_l, -|p_l|^2) but for
-        what is the same for all landmarks, and cancels: three more channels of q and k.
+        The factors of the locality are three more channels of q and k.
         """
         width, dtype = q.shape[3], tokens.dtype
+        # The kernels want queries, keys and values of one width, a multiple of eight.
+        extra = 3 + -(width + 3) % 8
         content, locality = (a.view(-1, 1, 1) for a in (self.content, self.locality))  # (h, 1, 1)
-        of_queries = torch.cat([tokens, torch.ones_like(tokens[..., :1])], 2)  # (1, N, 3)
-        of_landmarks = torch.cat([2 * grid, -grid.square().sum(1, keepdim=True)], 1)  # (L, 3)
-        of_landmarks = locality * of_landmarks * width**0.5  # (h, L, 3); the call divides by it
-        exact = nullcontext() if q.is_meta else torch.autocast(q.device.type, enabled=False)
-        with exact:  # positions need more than 8 bits
+        grid = locality * grid * width**0.5  # (h, L, 3); the call divides by it
+        with exactly(q):
             q, k = (
-                torch.cat([a.to(dtype), b.expand(*a.shape[:3], 3)], 3)
-                for a, b in ((q, of_queries), (content * k_landmarks, of_landmarks))
-            )
-            # The kernels want queries, keys and values of one width, a multiple of eight.
-            q, k = (F.pad(a, (0, -a.shape[3] % 8)) for a in (q, k))
-            values = F.pad(summary.to(dtype), (0, q.shape[3] - width))
+                torch.cat([a.to(dtype), F.pad(b, (0, extra - 3)).expand(*a.shape[:3], extra)], 3)
+                for a, b in ((q, tokens), (content * k_landmarks, grid))
+            )  # (B, h, N, d + extra), (B, h, L, d + extra)
+            values = F.pad(summary.to(dtype), (0, extra))
             y = F.scaled_dot_product_attention(q, k, values, scale=width**-0.5)
         return y[..., :width].to(summary.dtype)
 
@@ -309,7 +316,7 @@ class DecomposedMHSA(MHSA):
         """A_Q^T, (B, h, L, N), for A_Q = softmax(content Q k^T / sqrt d - locality |p_n - p_l|^2).
 
         The softmax is over landmarks; transposed because long rows suit it and products. Queries
-        lie at ``tokens``, (1, N, 2), landmarks at ``grid``, (L, 2), as :func:`positions` has them.
+        lie at ``tokens``, (1, N, 3), landmarks at ``grid``, (L, 3), as :func:`positions` has them.
         """
         return softmax_(self.logits_q(q, tokens, k_landmarks, grid), -2).type_as(q)
 
@@ -317,8 +324,9 @@ class DecomposedMHSA(MHSA):
         """What A_Q^T is the softmax of, (B, h, L, N)."""
         content, locality = (a.view(-1, 1, 1) for a in (self.content, self.locality))
         logits = (k_landmarks * (content * q.shape[-1] ** -0.5)) @ q.transpose(-2, -1)
-        distances = (grid.unsqueeze(1) - tokens).square().sum(2)  # |p_n - p_l|^2, (L, N)
-        return subtract_(logits, locality, distances)
+        with exactly(q):
+            closeness = grid @ tokens.transpose(-2, -1)  # (1, L, N)
+        return add_(logits, locality, closeness)
 
 
 class _Interaction(MHSA):
