@@ -46,6 +46,7 @@ def formula(arch, size, attention):
                 mixer += heads * heads * tokens * tokens
             if attention == 'imhsa':
                 mixer += 2 * heads * heads * tokens * marks
+                mixer += 3 * tokens * marks  # how close they lie
         total += depth * (mixer + mlp)
     return total
 
