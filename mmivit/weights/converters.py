@@ -23,7 +23,15 @@ from torch import Tensor
 
 from mmivit.errors import CheckpointError
 from mmivit.models.attention import ATTENTIONS
-from mmivit.models.ivit import ARCHITECTURES, ATTENTION_STAGES, NUM_STAGES, IViT, read_arch
+from mmivit.models.ivit import (
+    ARCHITECTURES,
+    ATTENTION_STAGES,
+    NUM_STAGES,
+    IViT,
+    name_arch,
+    read_arch,
+    read_sizes,
+)
 from mmivit.utils.files import check_absent
 from mmivit.utils.text import listed, printable
 from mmivit.version import __version__
@@ -153,7 +161,7 @@ def convert(
         raise CheckpointError(
             f'this is no {kind.name!r}: {type(error).__name__} {printable(error)}'
         ) from error
-    report = ConversionReport(kind.name, target, _arch_name(shape), dropped=dropped)
+    report = ConversionReport(kind.name, target, name_arch(shape), dropped=dropped)
     converted = {}
     for key, tensor in state.items():
         if key in expected:
@@ -254,21 +262,14 @@ def adapt_input_channels(weight: Tensor, in_channels: int) -> Tensor:
 
 def _read_shape(state: dict[str, Tensor], arch: str | None) -> dict:
     """Depths and widths, as an architecture's dict."""
-    depths, widths = [], []
-    for i in range(NUM_STAGES):
-        blocks = [re.match(rf'stages\.{i}\.blocks\.(\d+)\.', name) for name in state]
-        norm = state.get(f'stages.{i}.blocks.0.norm1.weight')
-        if norm is None:
-            break
-        depths.append(len({match[1] for match in blocks if match}))
-        widths.append(len(norm))
+    sizes = read_sizes({name: tuple(tensor.shape) for name, tensor in state.items()})
+    depths, widths = sizes['depths'], sizes['widths']
     if sum(depths) > MOST_BLOCKS:
         raise CheckpointError(f'depths {depths}: no iViT has more than {MOST_BLOCKS} blocks')
-    found = (tuple(depths), tuple(widths))
     known = [read_arch(arch)] if arch else list(map(read_arch, ARCHITECTURES))
-    fits = [fit for fit in known if tuple(part[: len(depths)] for part in fit) == found]
+    fits = [fit for fit in known if tuple(part[: len(depths)] for part in fit) == (depths, widths)]
     if fits:
-        depths, widths = map(list, fits[0])
+        depths, widths = fits[0]
     elif arch:
         raise CheckpointError(f'depths {depths} and widths {widths}: expected those of {arch!r}')
     elif len(depths) < NUM_STAGES:
@@ -276,12 +277,7 @@ def _read_shape(state: dict[str, Tensor], arch: str | None) -> dict:
             f'the weights end after stage {len(depths)} (depths {depths}, widths {widths}), which '
             'is no known architecture; name it (arch, --arch)'
         )
-    return dict(depths=tuple(depths), widths=tuple(widths))
-
-
-def _arch_name(shape: dict) -> str:
-    names = [name for name in ARCHITECTURES if read_arch(name) == read_arch(shape)]
-    return names[0] if names else f'{shape["depths"]}, {shape["widths"]}'
+    return dict(depths=depths, widths=widths)
 
 
 def _expected(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mmengine.logging import print_log
+from mmengine.model import update_init_info
 from torch import Tensor, nn
 
 from mmivit.errors import CheckpointError
@@ -59,6 +60,8 @@ class PretrainedIViT:
             raise CheckpointError(f'{error}. To start from scratch: {FROM_SCRATCH}') from error
         print_log(f'{self.checkpoint}\n{report.table()}', logger='current')
         module.load_state_dict(own, strict=False)
+        if hasattr(module, '_params_init_info'):  # MMEngine's table of what was initialised how
+            update_init_info(module, f'{type(self).__name__}: load from {self.checkpoint}')
 
 
 def _fitting(module: nn.Module, converted: dict[str, Tensor], report: ConversionReport) -> dict:

@@ -1,5 +1,7 @@
 """A backbone that starts from a file, as a config asks for it."""
 
+import re
+
 import pytest
 import timm
 import torch
@@ -22,6 +24,17 @@ def test_a_backbone_starts_from_caformer(attention, channels, folder, log):
     assert torch.equal(model.stages[3].blocks[1].token_mixer.qkv.weight, expected)
     report = next(line for line in log if line.startswith('caformer.pth'))
     assert 'caformer -> backbone, iViT nano' in report
+
+
+def test_mmengines_table_says_what_was_loaded(folder, log):
+    state = randomise(IViT('nano')).state_dict()
+    torch.save(state, 'x.pth')
+    init_cfg = dict(type='mmivit.PretrainedIViT', checkpoint='x.pth')
+    IViT('nano', init_cfg=init_cfg).init_weights()
+    table = '\n'.join(log)
+    line = 'PretrainedIViT: load from x.pth'
+    assert re.search(rf'stages\.3\.blocks\.1\.mlp\.fc1\.weight - .*\n{line}', table)
+    assert 'The value is the same before and after' not in table
 
 
 def test_a_backbone_starts_from_a_detectors(folder):
