@@ -20,7 +20,14 @@ from torch import nn
 from mmivit.apis.config import check_file, check_scope
 from mmivit.errors import CheckpointError
 from mmivit.models.loading import check_fits
-from mmivit.weights.checkpoint import dataset_meta, find_state_dict, naming, read_checkpoint
+from mmivit.weights.checkpoint import (
+    dataset_meta,
+    find_state_dict,
+    is_index,
+    is_safetensors,
+    naming,
+    read_checkpoint,
+)
 
 
 class LoadedModel(NamedTuple):
@@ -57,7 +64,7 @@ def load_model(cfg: Config, checkpoint: str) -> LoadedModel:
 
     Args:
         cfg: a config of mmdet or mmseg.
-        checkpoint: path of a ``.pth`` or ``.safetensors`` file.
+        checkpoint: path of a file that :func:`read_checkpoint` reads.
 
     Raises:
         LaunchError: there is no such file, or the config's default_scope is neither mmdet nor
@@ -91,7 +98,7 @@ def read_loadable(
     """
     if '://' not in path:
         check_file(path, what)
-    if path.endswith('.safetensors'):
+    if is_safetensors(path) or is_index(path):
         raise CheckpointError(
             f'{path}: MMEngine loads .pth files alone; safetensors are for conversion and init_cfg'
         )

@@ -64,6 +64,7 @@ class ConversionReport:
         dropped: tensors of the file left out because the target has no such part.
         started: tensors that the file has not got and that were set, so that iMHSA begins as the
             attention that the weights were trained with, and to what.
+        prefix: what the file's names begin with before those of the source's kind.
     """
 
     source: str
@@ -75,10 +76,12 @@ class ConversionReport:
     reshaped: dict[str, str] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
     started: dict[str, float] = field(default_factory=dict)
+    prefix: str = ''
 
     def table(self) -> str:
         """A table for people: counts, and the names except those that simply match."""
-        rows = [f'{self.source} -> {self.target}, iViT {self.arch}']
+        under = f', under {printable(self.prefix)}' if self.prefix else ''
+        rows = [f'{self.source}{under} -> {self.target}, iViT {self.arch}']
         reshaped = [f'{name}: {change}' for name, change in self.reshaped.items()]
         for what, names, shown in (
             ('matched', self.matched, False),
@@ -140,15 +143,20 @@ def convert(
         raise ValueError(f'target={target!r}: expected one of {TARGETS}')
     if attention is not None and attention not in ATTENTIONS:
         raise ValueError(f'attention={attention!r}: expected one of {tuple(ATTENTIONS)}')
-    kind = find_kind(state_dict, source)
     idle = [pattern for pattern in drop if not any(fnmatch(name, pattern) for name in state_dict)]
     if idle:
         raise CheckpointError(f'nothing is called {listed(idle)}, which was to be left out')
     state, dropped = {}, []
-    renamed = {name: kind.rename(name) for name in state_dict}
+    left_out = {name for name in state_dict if any(fnmatch(name, pattern) for pattern in drop)}
+    asked = {name: tensor for name, tensor in state_dict.items() if name not in left_out}
+    kind, prefix = find_kind(asked, source)
+    renamed = {
+        name: kind.rename(name.removeprefix(prefix)) if name.startswith(prefix) else None
+        for name in state_dict
+    }
     trained_with = kind.trained_with({key: state_dict[n] for n, key in renamed.items() if key})
     for name, tensor in state_dict.items():
-        key = None if any(fnmatch(name, pattern) for pattern in drop) else renamed[name]
+        key = None if name in left_out else renamed[name]
         if key is None or (key.startswith('head.') and target == 'backbone'):
             dropped.append(name)
         else:
@@ -161,7 +169,7 @@ def convert(
         raise CheckpointError(
             f'this is no {kind.name!r}: {type(error).__name__} {printable(error)}'
         ) from error
-    report = ConversionReport(kind.name, target, name_arch(shape), dropped=dropped)
+    report = ConversionReport(kind.name, target, name_arch(shape), dropped=dropped, prefix=prefix)
     converted = {}
     for key, tensor in state.items():
         if key in expected:
