@@ -18,6 +18,8 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from mmivit.apis.config import check_file, check_scope
+from mmivit.apis.runner import warn
+from mmivit.apis.settings import differing_settings
 from mmivit.errors import CheckpointError
 from mmivit.models.loading import check_fits
 from mmivit.weights.checkpoint import (
@@ -79,6 +81,7 @@ def load_model(cfg: Config, checkpoint: str) -> LoadedModel:
     with naming(checkpoint):
         check_fits(model, weights)
     model.load_state_dict(weights, strict=False)
+    warn(differing_settings(cfg, checkpoint, loaded))
     return LoadedModel(model, meta)
 
 

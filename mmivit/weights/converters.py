@@ -44,6 +44,7 @@ LINEAR = ('decomposed', 'imhsa')
 LOCAL_START = dict(content=0.0, locality=2.0)
 TARGETS = ('backbone', 'timm')
 MOST_BLOCKS = 512  # ten times the deepest; building the model to compare with takes time for each
+MIXED = re.compile(r'\.(interaction\w*|content)$')  # what has an entry or a row for each head
 MAX_ROWS = 12  # names listed per group of a report
 HEAD = ('head.norm.weight', 'head.norm.bias', 'head.fc.weight', 'head.fc.bias')
 
@@ -65,6 +66,7 @@ class ConversionReport:
         started: tensors that the file has not got and that were set, so that iMHSA begins as the
             attention that the weights were trained with, and to what.
         prefix: what the file's names begin with before those of the source's kind.
+        head_dim: width of the file's heads; None if nothing in it tells.
     """
 
     source: str
@@ -77,6 +79,7 @@ class ConversionReport:
     dropped: list[str] = field(default_factory=list)
     started: dict[str, float] = field(default_factory=dict)
     prefix: str = ''
+    head_dim: int | None = None
 
     def table(self) -> str:
         """A table for people: counts, and the names except those that simply match."""
@@ -112,6 +115,7 @@ def convert(
     target: str = 'backbone',
     attention: str | None = None,
     in_channels: int | None = None,
+    head_dim: int | None = None,
     drop: Sequence[str] = (),
     paper_start: bool = False,
 ) -> tuple[dict[str, Tensor], ConversionReport]:
@@ -127,6 +131,7 @@ def convert(
         attention: one of the four; the source's own if not given, 'imhsa' for CAFormer.
         in_channels: channels of the input image; the source's if not given. The first layer is
             adapted by :func:`adapt_input_channels`.
+        head_dim: width of the heads that the weights must be of; nothing in those of 'mhsa' tells.
         drop: patterns (``*`` and ``?``) of names to leave out.
         paper_start: let landmarks that take the place of whole maps start as the paper's, with
             ``content`` 1 and ``locality`` 0, and not so that the function is kept.
@@ -164,12 +169,20 @@ def convert(
     attention = attention or kind.attention or trained_with
     try:
         shape = _read_shape(state, arch)
-        expected = _expected(state, shape, attention, target, in_channels)
+        told = _read_head_dim(state, shape) or kind.head_dim
+        expected = _expected(state, shape, attention, told or head_dim, target, in_channels)
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise CheckpointError(
             f'this is no {kind.name!r}: {type(error).__name__} {printable(error)}'
         ) from error
-    report = ConversionReport(kind.name, target, name_arch(shape), dropped=dropped, prefix=prefix)
+    if told and head_dim not in (None, told):
+        raise CheckpointError(
+            f'its heads are {told} wide: expected {head_dim}. The weights mean something else in '
+            f'others; set head_dim={told}'
+        )
+    report = ConversionReport(
+        kind.name, target, name_arch(shape), dropped=dropped, prefix=prefix, head_dim=told
+    )
     converted = {}
     for key, tensor in state.items():
         if key in expected:
@@ -288,26 +301,32 @@ def _read_shape(state: dict[str, Tensor], arch: str | None) -> dict:
     return dict(depths=depths, widths=widths)
 
 
+def _read_head_dim(state: dict[str, Tensor], shape: dict) -> int | None:
+    """Width of the heads, if there is a tensor with an entry or a row for each."""
+    for name, tensor in state.items():
+        if MIXED.search(name) and len(tensor):
+            return shape['widths'][int(name.split('.')[1])] // len(tensor)
+    return None
+
+
 def _expected(
     state: dict[str, Tensor],
     shape: dict,
     attention: str,
+    head_dim: int | None,
     target: str,
     in_channels: int | None,
 ) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the model that the weights are converted for."""
-    mixed = [name for name in state if re.search(r'\.(interaction\w*|content)$', name)]
     deep = [shape['widths'][i] for i in ATTENTION_STAGES]
-    head_dim = 32 if not any(width % 32 for width in deep) else math.gcd(*deep)
-    if mixed and len(state[mixed[0]]):
-        stage = int(mixed[0].split('.')[1])
-        head_dim = shape['widths'][stage] // len(state[mixed[0]])
+    if head_dim is None or any(width % head_dim for width in deep):
+        head_dim = 32 if not any(width % 32 for width in deep) else math.gcd(*deep)
     with torch.device('meta'):
         model = IViT(
             shape,
             in_channels=state['stem.conv.weight'].shape[1] if in_channels is None else in_channels,
             attention=attention,
-            interaction='both' if any(name.endswith('_pre') for name in mixed) else 'post',
+            interaction='both' if any(name.endswith('_pre') for name in state) else 'post',
             head_dim=head_dim,
         )
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

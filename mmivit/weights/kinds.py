@@ -45,6 +45,7 @@ class WeightsKind(ABC):
         hub: pattern of the names of timm's pretrained models that have such weights, if any.
         attention: what they become unless another is asked for; None for the one that they were
             trained with.
+        head_dim: width of the heads, where it is the same in all such weights.
     """
 
     name: str
@@ -52,6 +53,7 @@ class WeightsKind(ABC):
     stem: str = STEM
     hub: str | None = None
     attention: str | None = None
+    head_dim: int | None = None
 
     @abstractmethod
     def matches(self, state_dict: dict[str, Tensor]) -> bool:
@@ -112,6 +114,7 @@ class CAFormerWeights(WeightsKind):
     what = "timm's CAFormer"
     hub: str | None = 'caformer*'
     attention = 'imhsa'
+    head_dim = 32
 
     def matches(self, state_dict: dict[str, Tensor]) -> bool:
         return (

@@ -25,9 +25,18 @@ def fetch(source: str | Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: there are none, or they cannot be read or fetched.
     """
+    return find_state_dict(fetch_checkpoint(source))
+
+
+def fetch_checkpoint(source: str | Path) -> dict:
+    """The same with whatever else the file holds.
+
+    Raises:
+        CheckpointError: it cannot be read or fetched.
+    """
     if str(source).startswith(TIMM):
         return _fetch_from_timm(str(source).removeprefix(TIMM))
-    return find_state_dict(read_checkpoint(_local(source)))
+    return read_checkpoint(_local(source))
 
 
 def _local(source: str | Path) -> Path:
