@@ -22,6 +22,7 @@ from mmivit.apis.runner import warn
 from mmivit.apis.settings import differing_settings
 from mmivit.errors import CheckpointError
 from mmivit.models.loading import check_fits
+from mmivit.utils.text import listed
 from mmivit.weights.checkpoint import (
     dataset_meta,
     find_state_dict,
@@ -117,10 +118,20 @@ def check_weights(model: nn.Module, checkpoint: str, loaded: dict | None) -> Non
         loaded: what :func:`read_loadable` gave.
 
     Raises:
-        CheckpointError: tensors of the model are missing or of another shape.
+        CheckpointError: tensors of the model are missing or of another shape, or under names that
+            MMEngine does not know for theirs.
     """
     while hasattr(model, 'module'):
         model = model.module
     if loaded is not None and isinstance(model, nn.Module):  # FlexibleRunner has none yet
         with naming(checkpoint):
-            check_fits(model, find_state_dict(loaded))
+            weights = find_state_dict(loaded)
+            seen = {str(name).removeprefix('module.') for name in loaded.get('state_dict', loaded)}
+            hidden = [name for name in weights if name not in seen]
+            if hidden:
+                raise CheckpointError(
+                    f'MMEngine would not find {listed(hidden)} in it, for what stands around them '
+                    f'or before their names: python tools/publish_model.py {checkpoint} NAME.pth '
+                    'writes a file without'
+                )
+            check_fits(model, weights)

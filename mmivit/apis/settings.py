@@ -59,7 +59,7 @@ def differing_settings(cfg: Config, name: str, checkpoint: dict | None) -> list[
             [
                 f'{name} was trained with other settings than it is used with:',
                 *lines,
-                '  Take its own config, or set them by --cfg-options.',
+                '  If that is not meant, take its own config or set them by --cfg-options.',
             ]
         )
     ]
@@ -93,7 +93,7 @@ def _compare(path: str, there: Any, here: Any) -> Iterator[tuple[str, Any, Any]]
     if isinstance(there, dict) and isinstance(here, dict):
         if _class(here.get('type')) == _class(there.get('type')) == IViT.__name__:
             there, here = with_defaults(there), with_defaults(here)
-        if path == 'test pipeline':  # of which each step is something done to the image
+        if path == 'test pipeline' and there and here:  # each step is done to the image
             steps = dict.fromkeys([*there, *here], ABSENT)
             there, here = {**steps, **there}, {**steps, **here}
         for key in there:

@@ -64,6 +64,16 @@ def stored_backbone(checkpoint: dict) -> dict[str, Any]:
     return {}
 
 
+def backbone_text(checkpoint: dict) -> str:
+    """What :func:`stored_backbone` says and no tensor tells, as the text of a config; may be empty.
+
+    No paths are in it, unlike in the whole config.
+    """
+    backbone = stored_backbone(checkpoint)
+    kept = {name: backbone[name] for name in ('type', *WITHOUT_WEIGHTS) if name in backbone}
+    return f'model = {dict(backbone=kept)}\n' if kept else ''
+
+
 def with_defaults(backbone: dict[str, Any]) -> dict[str, Any]:
     """An iViT's settings with the defaults of :data:`WITHOUT_WEIGHTS` that its attention has."""
     parameters = inspect.signature(IViT).parameters

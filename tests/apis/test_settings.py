@@ -10,6 +10,7 @@ from mmivit.apis import inferencers, test
 from mmivit.apis.config import read_config
 from mmivit.apis.models import build_model, load_model
 from mmivit.apis.settings import differing_settings
+from mmivit.weights.stored_config import backbone_text
 from tests.conftest import CONFIGS
 
 DETECTOR, SEGMENTOR = 'mask_rcnn_ivit_shapes.py', 'upernet_ivit_shapes.py'
@@ -77,6 +78,14 @@ def test_settings_that_differ_are_named_with_both_values(name, trained, used, li
 )
 def test_settings_that_mean_the_same_are_not(name, trained, used):
     assert warn(name, trained, used) == ''
+
+
+def test_what_is_published_of_a_config_is_compared():
+    cfg = text(DETECTOR, ('model.backbone.landmarks', 14))
+    published = dict(meta=dict(cfg=backbone_text(dict(meta=dict(cfg=cfg)))))
+    same = config(DETECTOR, **{'model.backbone.landmarks': 14})
+    assert differing_settings(same, '', published) == []
+    assert 'landmarks is 7 here, 14' in differing_settings(config(DETECTOR), '', published)[0]
 
 
 def test_whoever_loads_a_checkpoint_is_warned(tmp_path, log, monkeypatch):
