@@ -66,6 +66,7 @@ def test_evaluation(checkpoint, shapes):
     assert done.returncode == 0, done.stderr[-3000:]
     assert 'coco/bbox_mAP_50' in done.stdout
     assert 'coco/segm_mAP_50' in done.stdout
+    assert 'other settings' not in done.stdout + done.stderr
     assert (shapes / 'tested/out.pkl').stat().st_size
     assert list((shapes / 'tested').rglob('*.jpg'))
     assert not (shapes / 'pictures').exists()  # beside the work dir nothing is written

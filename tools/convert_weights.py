@@ -21,6 +21,7 @@ def main() -> None:
     parser.add_argument('--arch', help='refuse any other architecture than this')
     parser.add_argument('--attention', choices=ATTENTIONS, help="SRC's own by default")
     parser.add_argument('--in-channels', type=int, help="of the image; SRC's own by default")
+    parser.add_argument('--head-dim', type=int, help="width of SRC's heads, if it does not tell")
     parser.add_argument(
         '--drop',
         action='append',

@@ -6,7 +6,7 @@ python tools/predict.py CONFIG CHECKPOINT photo.jpg folder/ --out predictions
 import argparse
 import sys
 
-from mmivit.apis.command import add_force, errors_told
+from mmivit.apis.command import add_cfg_options, add_force, errors_told
 from mmivit.apis.predict import predict
 from mmivit.utils.text import printable
 
@@ -20,6 +20,7 @@ def main() -> None:
     parser.add_argument('--device', help="'cpu', 'cuda:0', ...; the best available by default")
     parser.add_argument('--score-thr', type=float, default=0.3, help='least score shown')
     add_force(parser)
+    add_cfg_options(parser)
     args = parser.parse_args()
     with errors_told(OSError):
         report = predict(**vars(args))

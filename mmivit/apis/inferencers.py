@@ -17,6 +17,8 @@ from PIL import Image
 from mmivit.apis.config import check_scope, innermost_datasets
 from mmivit.apis.large_images import exceeds_memory, slide_labels, upsampled_labels
 from mmivit.apis.models import check_weights, read_loadable
+from mmivit.apis.runner import warn
+from mmivit.apis.settings import differing_settings
 from mmivit.errors import CheckpointError
 from mmivit.weights.checkpoint import dataset_meta, naming
 
@@ -44,10 +46,12 @@ def load_inferencer(
     """
     inferencer_class = _inferencer_class(check_scope(cfg))
     loaded = read_loadable(checkpoint, 'checkpoint')
+    doubts = differing_settings(cfg, checkpoint, loaded)  # inferencers change the config
     with naming(checkpoint):
         saved = dataset_meta(loaded or {})
         inferencer = inferencer_class(cfg, checkpoint, device=device)
     check_weights(inferencer.model, checkpoint, loaded)
+    warn(doubts)
     return inferencer, saved
 
 

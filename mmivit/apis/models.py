@@ -18,9 +18,19 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from mmivit.apis.config import check_file, check_scope
+from mmivit.apis.runner import warn
+from mmivit.apis.settings import differing_settings
 from mmivit.errors import CheckpointError
 from mmivit.models.loading import check_fits
-from mmivit.weights.checkpoint import dataset_meta, find_state_dict, naming, read_checkpoint
+from mmivit.utils.text import listed
+from mmivit.weights.checkpoint import (
+    dataset_meta,
+    find_state_dict,
+    is_index,
+    is_safetensors,
+    naming,
+    read_checkpoint,
+)
 
 
 class LoadedModel(NamedTuple):
@@ -57,7 +67,7 @@ def load_model(cfg: Config, checkpoint: str) -> LoadedModel:
 
     Args:
         cfg: a config of mmdet or mmseg.
-        checkpoint: path of a ``.pth`` or ``.safetensors`` file.
+        checkpoint: path of a file that :func:`read_checkpoint` reads.
 
     Raises:
         LaunchError: there is no such file, or the config's default_scope is neither mmdet nor
@@ -72,6 +82,7 @@ def load_model(cfg: Config, checkpoint: str) -> LoadedModel:
     with naming(checkpoint):
         check_fits(model, weights)
     model.load_state_dict(weights, strict=False)
+    warn(differing_settings(cfg, checkpoint, loaded))
     return LoadedModel(model, meta)
 
 
@@ -91,7 +102,7 @@ def read_loadable(
     """
     if '://' not in path:
         check_file(path, what)
-    if path.endswith('.safetensors'):
+    if is_safetensors(path) or is_index(path):
         raise CheckpointError(
             f'{path}: MMEngine loads .pth files alone; safetensors are for conversion and init_cfg'
         )
@@ -107,10 +118,20 @@ def check_weights(model: nn.Module, checkpoint: str, loaded: dict | None) -> Non
         loaded: what :func:`read_loadable` gave.
 
     Raises:
-        CheckpointError: tensors of the model are missing or of another shape.
+        CheckpointError: tensors of the model are missing or of another shape, or under names that
+            MMEngine does not know for theirs.
     """
     while hasattr(model, 'module'):
         model = model.module
     if loaded is not None and isinstance(model, nn.Module):  # FlexibleRunner has none yet
         with naming(checkpoint):
-            check_fits(model, find_state_dict(loaded))
+            weights = find_state_dict(loaded)
+            seen = {str(name).removeprefix('module.') for name in loaded.get('state_dict', loaded)}
+            hidden = [name for name in weights if name not in seen]
+            if hidden:
+                raise CheckpointError(
+                    f'MMEngine would not find {listed(hidden)} in it, for what stands around them '
+                    f'or before their names: python tools/publish_model.py {checkpoint} NAME.pth '
+                    'writes a file without'
+                )
+            check_fits(model, weights)

@@ -42,6 +42,7 @@ def predict(
     device: str | None = None,
     score_thr: float = 0.3,
     force: bool = False,
+    cfg_options: dict | None = None,
 ) -> PredictReport:
     """Predict on images and write ``out/pictures/NAME.jpg`` and ``out/predictions/NAME.json``.
 
@@ -56,16 +57,18 @@ def predict(
         device: 'cpu', 'cuda:0' and so on; the best available if not given.
         score_thr: detections below this score are left out; nothing to a segmentor.
         force: replace pictures and predictions written earlier.
+        cfg_options: what to override in the config, by dotted key.
 
     Raises:
         FileNotFoundError: an input is missing.
-        LaunchError: the config or the checkpoint is missing, or the config cannot be read.
+        LaunchError: the config or the checkpoint is missing, or the config cannot be read or an
+            option does not fit it.
         FileExistsError: a file to be written exists and ``force`` is off.
         PermissionError: a symbolic link in ``out`` leads out of it.
         OSError: the disk is full.
         CheckpointError: the checkpoint is unsafe, unreadable, or of something else.
     """
-    cfg = read_config(config)
+    cfg = read_config(config, cfg_options=cfg_options)
     segments = check_scope(cfg) == 'mmseg'
     images = find_images(inputs, Path(out))
     targets = [_targets(Path(out), name, segments) for _, name in images]

@@ -8,6 +8,7 @@ from mmivit.apis.check_data import check_before_run
 from mmivit.apis.config import check_channels, check_paths, read_config
 from mmivit.apis.models import check_weights, read_loadable
 from mmivit.apis.runner import build_runner, warn
+from mmivit.apis.settings import differing_settings
 from mmivit.errors import LaunchError
 
 
@@ -53,6 +54,7 @@ def evaluate(
     doubts = check_before_run(cfg, ('test',))
     cfg.load_from = checkpoint
     loaded = read_loadable(checkpoint, 'checkpoint')
+    doubts += differing_settings(cfg, checkpoint, loaded)
     if show or show_dir:
         hook = cfg.default_hooks.visualization
         hook.update(draw=True, show=show, wait_time=wait_time)

@@ -11,7 +11,9 @@ This file: the table of architectures, the trunk that backbone and classifier sh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmengine.model import BaseModule
@@ -256,7 +258,7 @@ class IViT(BaseModule):
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         # Called by torch's and mmengine's loaders alike, whoever's tool does the loading.
-        report_loading(self, state_dict, prefix)
+        report_loading(self, state_dict, prefix, lambda shapes: name_arch(read_sizes(shapes)))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -289,6 +291,39 @@ def read_arch(arch: str | dict) -> tuple[tuple[int, ...], tuple[int, ...]]:
         if len(values) != NUM_STAGES or not all(isinstance(v, int) and v > 0 for v in values):
             raise ValueError(f'{name}={values}: expected {NUM_STAGES} positive integers')
     return tuple(arch['depths']), tuple(arch['widths'])
+
+
+def read_sizes(shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+    """Depths and widths of an iViT's stages, as far as its tensors go, from the first.
+
+    Args:
+        shapes: of the tensors, by their names in the backbone.
+    """
+    depths, widths = [], []
+    for i in range(NUM_STAGES):
+        norm = shapes.get(f'stages.{i}.blocks.0.norm1.weight')
+        if norm is None:
+            break
+        blocks = (re.match(rf'stages\.{i}\.blocks\.(\d+)\.', name) for name in shapes)
+        depths.append(len({match[1] for match in blocks if match}))
+        widths.append(math.prod(norm))
+    return dict(depths=tuple(depths), widths=tuple(widths))
+
+
+def name_arch(sizes: dict[str, tuple[int, ...]]) -> str:
+    """The architecture's name, several if fewer than four stages leave it open, else the sizes.
+
+    Args:
+        sizes: as :func:`read_sizes` gives them.
+    """
+    depths, widths = sizes['depths'], sizes['widths']
+    count = len(depths)
+    names = [
+        name
+        for name in ARCHITECTURES
+        if tuple(part[:count] for part in read_arch(name)) == (depths, widths)
+    ]
+    return ' or '.join(names) if names and count else f'{depths}, {widths}'
 
 
 def _check_widths(widths: Sequence[int], head_dim: int) -> None:

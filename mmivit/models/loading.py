@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
+from collections.abc import Callable, Mapping
 
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmivit.errors import CheckpointError
+from mmivit.models.attention import MHSA
 from mmivit.utils.text import listed
 
+Shapes = Mapping[str, tuple[int, ...]]
 
-def report_loading(module: nn.Module, state_dict: dict[str, Tensor], prefix: str = '') -> None:
-    """Log which tensors of a state dict fit a module, and refuse one of which nothing does.
+
+def report_loading(
+    module: nn.Module,
+    state_dict: dict[str, Tensor],
+    prefix: str,
+    name_size: Callable[[Shapes], str],
+) -> None:
+    """Log which tensors of a state dict fit a module, and refuse one of which too little does.
 
     Meant to be called from the module's ``_load_from_state_dict``, through which every way of
     loading passes.
@@ -22,9 +32,11 @@ def report_loading(module: nn.Module, state_dict: dict[str, Tensor], prefix: str
         module: the module about to be loaded.
         state_dict: everything the loader was given.
         prefix: what the module's own names start with in it.
+        name_size: names the size of such a module, by its tensors' shapes.
 
     Raises:
-        CheckpointError: not one tensor fits by name and shape.
+        CheckpointError: the tensors that fit by name and shape hold less than half of the module's
+            numbers, and are not all that it trains (an adapter's); or its heads are others.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     found = {
@@ -44,6 +56,22 @@ def report_loading(module: nn.Module, state_dict: dict[str, Tensor], prefix: str
             f'  expected: {listed([prefix + key for key in expected])}\n'
             '  Is this a checkpoint of another model, or of a part of one?'
         )
+    numbers = sum(map(math.prod, expected.values()))
+    fit = sum(math.prod(expected[key]) for key in matched)
+    trained = {key for key, parameter in module.named_parameters() if parameter.requires_grad}
+    if 2 * fit < numbers and not (trained and trained.issubset(matched)):
+        theirs, own = name_size(found), name_size(expected)
+        what = (
+            'Is this a part of a checkpoint?'
+            if theirs == own
+            else f'They are of size {theirs}, it is of size {own}: take weights of that size, or '
+            'set arch to the other.'
+        )
+        raise CheckpointError(
+            f'{name}: the loaded tensors hold {fit:,} of its {numbers:,} numbers '
+            f'({len(matched)} of {len(expected)} tensors fit by name and shape). {what}'
+        )
+    check_heads(module, found)
     reshaped = [
         f'{key} {found[key]} instead of {expected[key]}'
         for key in expected
@@ -55,6 +83,8 @@ def report_loading(module: nn.Module, state_dict: dict[str, Tensor], prefix: str
         'of another shape': [prefix + line for line in reshaped],
     }
     lines = [f'{name}: {len(matched)} of {len(expected)} tensors found']
+    if fit < numbers:
+        lines[0] += f', {fit:,} of {numbers:,} numbers'
     lines += [f'  {len(keys)} {what}: {listed(keys)}' for what, keys in problems.items() if keys]
     level = logging.INFO if len(lines) == 1 else logging.WARNING
     print_log('\n'.join(lines), logger='current', level=level)
@@ -69,13 +99,38 @@ def implied(module: nn.Module) -> set[str]:
     }
 
 
+def check_heads(module: nn.Module, found: Shapes) -> None:
+    """Refuse weights of attention with another number of heads.
+
+    The projections have the same shapes then, and other rows belong together.
+
+    Args:
+        module: with attention of ours in it.
+        found: shapes of the weights, under the module's names.
+
+    Raises:
+        CheckpointError: a tensor with an entry for each head has another number of them.
+    """
+    for name, part in module.named_modules():
+        if isinstance(part, MHSA):
+            for key, _ in part.named_parameters(name, recurse=False):
+                heads = found[key][0] if found.get(key) else part.num_heads
+                if heads != part.num_heads:
+                    raise CheckpointError(
+                        f'{key} is of {heads} heads, this model has {part.num_heads} there: the '
+                        'weights mean something else in heads of another width; set head_dim to '
+                        'what they were trained with'
+                    )
+
+
 def check_fits(module: nn.Module, state_dict: dict[str, Tensor]) -> None:
     """Refuse weights that would leave a part of a model as it was initialised.
 
     Auxiliary heads may stay so, which training alone needs.
 
     Raises:
-        CheckpointError: tensors of the model are missing or of another shape.
+        CheckpointError: tensors of the model are missing or of another shape, or its attention
+            lacks some that the weights were trained with.
     """
     optional = re.compile(r'auxiliary_head\.|.*\.num_batches_tracked$')
     expected, by_absence = module.state_dict(), implied(module) - state_dict.keys()
@@ -86,8 +141,21 @@ def check_fits(module: nn.Module, state_dict: dict[str, Tensor]) -> None:
         and name not in by_absence
         and (name not in state_dict or state_dict[name].shape != tensor.shape)
     ]
+    attentions = {name for name, part in module.named_modules() if isinstance(part, MHSA)}
+    if unfit and attentions.issuperset(name.rpartition('.')[0] for name in unfit):
+        check_heads(module, {name: tuple(tensor.shape) for name, tensor in state_dict.items()})
     if unfit:
         raise CheckpointError(
             f'it is of another model: {len(unfit)} of the {len(expected)} tensors of this '
             f'{type(module).__name__} are missing or of another shape: {listed(unfit)}'
+        )
+    idle = [
+        name
+        for name in state_dict
+        if name not in expected and name.rpartition('.')[0] in attentions
+    ]
+    if idle:
+        raise CheckpointError(
+            f'it is of another model: the attention of this {type(module).__name__} has no '
+            f'{listed(idle)}; set attention and interaction to what it was trained with'
         )

@@ -22,6 +22,9 @@ from mmivit.utils.text import listed, printable
 from mmivit.weights.safe_globals import HAS_ALLOW_LIST, SafePickle
 from mmivit.weights.vetting import check_checkpoint
 
+SAFETENSORS = '.safetensors'
+INDEX = '.safetensors.index.json'  # of a checkpoint in several files of that format
+COUNTERS = ('n_averaged', 'steps')  # torch's and MMEngine's beside weights that they average
 MOST_VIEWS = 16  # bytes of tensors per byte of the file: some share their numbers
 
 
@@ -29,7 +32,7 @@ def read_checkpoint(path: str | Path) -> dict:
     """Read a local checkpoint as data: nothing in it can run code.
 
     Args:
-        path: a ``.pth`` or ``.safetensors`` file.
+        path: a ``.pth`` or ``.safetensors`` file, or the ``.safetensors.index.json`` of several.
 
     Returns:
         What it holds, tensors on the CPU.
@@ -43,7 +46,9 @@ def read_checkpoint(path: str | Path) -> dict:
     safely = dict(weights_only=True) if HAS_ALLOW_LIST else dict(pickle_module=SafePickle)
     try:
         check_regular(path)
-        if Path(path).suffix == '.safetensors':
+        if is_index(path):
+            return _read_shards(Path(path))
+        if is_safetensors(path):
             from safetensors.torch import load_file
 
             checkpoint = load_file(path)
@@ -57,12 +62,55 @@ def read_checkpoint(path: str | Path) -> dict:
     except Exception as error:  # damaged bytes make the unpickler raise nearly anything
         if isinstance(error, OSError) and error.filename is not None:  # it could not be opened
             raise
+        if isinstance(error, CheckpointError):  # of one of several files
+            raise
         raise CheckpointError(
             f'{path} was not loaded: it seems to be {_kind(path, error)}'
         ) from error
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint')
     return checkpoint
+
+
+def is_safetensors(path: str | Path) -> bool:
+    """Whether a file is of that format, by its name."""
+    return str(path).lower().endswith(SAFETENSORS)
+
+
+def is_index(path: str | Path) -> bool:
+    """Whether a file names the several safetensors that a checkpoint is divided into."""
+    return str(path).lower().endswith(INDEX)
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    """The tensors of several files, each from the one that the index's ``weight_map`` names.
+
+    Raises:
+        CheckpointError: it is no such index, or files or tensors that it names are missing.
+    """
+    try:
+        files = dict(json.loads(index.read_bytes())['weight_map'])
+        # Files beside the index alone: a name is no way to another folder.
+        sound = all(is_safetensors(file) and Path(file).name == file for file in files.values())
+    except (ValueError, KeyError, TypeError, RecursionError):
+        sound = False
+    if not sound:
+        raise RefusedFile('no index of safetensors beside it (weight_map)')
+    weights: dict[str, Tensor] = {}
+    for file in sorted(set(files.values())):
+        path = index.with_name(file)
+        if not path.is_file():
+            raise CheckpointError(
+                f'{index} was not loaded: {printable(file)}, which it names, is not beside it'
+            )
+        shard = read_checkpoint(path)
+        weights |= {name: tensor for name, tensor in shard.items() if files.get(name) == file}
+    missing = [name for name in files if name not in weights]
+    if missing:
+        raise CheckpointError(
+            f'{index} was not loaded: the files that it names lack {listed(missing)}'
+        )
+    return weights
 
 
 def _kind(path: str | Path, error: Exception) -> str:
@@ -83,7 +131,7 @@ def _kind(path: str | Path, error: Exception) -> str:
         return 'a damaged archive, or one of something else'
     if start.startswith(b'\x80'):
         return 'a damaged pickle, or one of something else than weights'
-    if Path(path).suffix == '.safetensors':
+    if is_safetensors(path):
         return f'a damaged safetensors file, or none ({printable(error)})'
     if all(byte >= 32 or byte in b'\t\r\n' for byte in start):
         return 'a text file'
@@ -141,10 +189,21 @@ def find_state_dict(checkpoint: dict) -> dict[str, Tensor]:
             f'it holds no weights under {", ".join(keys)}, and not only weights otherwise: '
             f'{listed(strangers)}'
         )
-    for prefix in ('_orig_mod.', 'module.', '_orig_mod.'):  # torch.compile's around DDP's or within
-        if all(name.startswith(prefix) for name in weights):
-            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
-    return weights
+    return _unwrapped(weights)
+
+
+def _unwrapped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights under a model's own names: without those of torch.compile, DDP and averaging."""
+    # Compiled parts are wrapped within the model, the others stand around all of it.
+    own = {name: re.sub(r'(^|\.)(_orig_mod\.)+', r'\1', name) for name in weights}
+    wrapped, depth = [name for name in own.values() if name not in COUNTERS], 0
+    while wrapped and all(name.startswith('module.', depth) for name in wrapped):
+        depth += len('module.')
+    if depth:
+        own = {name: inner[depth:] for name, inner in own.items() if inner not in COUNTERS}
+    if len(set(own.values())) < len(own):
+        return weights
+    return {inner: weights[name] for name, inner in own.items()}
 
 
 def dataset_meta(checkpoint: dict) -> dict:
@@ -198,7 +257,7 @@ def write_checkpoint(
     # Views of a larger tensor would drag all of it into the file.
     state_dict = {name: tensor.detach().clone() for name, tensor in state_dict.items()}
     with whole(path) as partial:
-        if path.suffix == '.safetensors':
+        if is_safetensors(path):
             from safetensors.torch import save_file
 
             contiguous = {name: tensor.contiguous() for name, tensor in state_dict.items()}

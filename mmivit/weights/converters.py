@@ -23,7 +23,15 @@ from torch import Tensor
 
 from mmivit.errors import CheckpointError
 from mmivit.models.attention import ATTENTIONS
-from mmivit.models.ivit import ARCHITECTURES, ATTENTION_STAGES, NUM_STAGES, IViT, read_arch
+from mmivit.models.ivit import (
+    ARCHITECTURES,
+    ATTENTION_STAGES,
+    NUM_STAGES,
+    IViT,
+    name_arch,
+    read_arch,
+    read_sizes,
+)
 from mmivit.utils.files import check_absent
 from mmivit.utils.text import listed, printable
 from mmivit.version import __version__
@@ -36,6 +44,7 @@ LINEAR = ('decomposed', 'imhsa')
 LOCAL_START = dict(content=0.0, locality=2.0)
 TARGETS = ('backbone', 'timm')
 MOST_BLOCKS = 512  # ten times the deepest; building the model to compare with takes time for each
+MIXED = re.compile(r'\.(interaction\w*|content)$')  # what has an entry or a row for each head
 MAX_ROWS = 12  # names listed per group of a report
 HEAD = ('head.norm.weight', 'head.norm.bias', 'head.fc.weight', 'head.fc.bias')
 
@@ -56,6 +65,8 @@ class ConversionReport:
         dropped: tensors of the file left out because the target has no such part.
         started: tensors that the file has not got and that were set, so that iMHSA begins as the
             attention that the weights were trained with, and to what.
+        prefix: what the file's names begin with before those of the source's kind.
+        head_dim: width of the file's heads; None if nothing in it tells.
     """
 
     source: str
@@ -67,10 +78,13 @@ class ConversionReport:
     reshaped: dict[str, str] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
     started: dict[str, float] = field(default_factory=dict)
+    prefix: str = ''
+    head_dim: int | None = None
 
     def table(self) -> str:
         """A table for people: counts, and the names except those that simply match."""
-        rows = [f'{self.source} -> {self.target}, iViT {self.arch}']
+        under = f', under {printable(self.prefix)}' if self.prefix else ''
+        rows = [f'{self.source}{under} -> {self.target}, iViT {self.arch}']
         reshaped = [f'{name}: {change}' for name, change in self.reshaped.items()]
         for what, names, shown in (
             ('matched', self.matched, False),
@@ -101,6 +115,7 @@ def convert(
     target: str = 'backbone',
     attention: str | None = None,
     in_channels: int | None = None,
+    head_dim: int | None = None,
     drop: Sequence[str] = (),
     paper_start: bool = False,
 ) -> tuple[dict[str, Tensor], ConversionReport]:
@@ -116,6 +131,7 @@ def convert(
         attention: one of the four; the source's own if not given, 'imhsa' for CAFormer.
         in_channels: channels of the input image; the source's if not given. The first layer is
             adapted by :func:`adapt_input_channels`.
+        head_dim: width of the heads that the weights must be of; nothing in those of 'mhsa' tells.
         drop: patterns (``*`` and ``?``) of names to leave out.
         paper_start: let landmarks that take the place of whole maps start as the paper's, with
             ``content`` 1 and ``locality`` 0, and not so that the function is kept.
@@ -132,15 +148,20 @@ def convert(
         raise ValueError(f'target={target!r}: expected one of {TARGETS}')
     if attention is not None and attention not in ATTENTIONS:
         raise ValueError(f'attention={attention!r}: expected one of {tuple(ATTENTIONS)}')
-    kind = find_kind(state_dict, source)
     idle = [pattern for pattern in drop if not any(fnmatch(name, pattern) for name in state_dict)]
     if idle:
         raise CheckpointError(f'nothing is called {listed(idle)}, which was to be left out')
     state, dropped = {}, []
-    renamed = {name: kind.rename(name) for name in state_dict}
+    left_out = {name for name in state_dict if any(fnmatch(name, pattern) for pattern in drop)}
+    asked = {name: tensor for name, tensor in state_dict.items() if name not in left_out}
+    kind, prefix = find_kind(asked, source)
+    renamed = {
+        name: kind.rename(name.removeprefix(prefix)) if name.startswith(prefix) else None
+        for name in state_dict
+    }
     trained_with = kind.trained_with({key: state_dict[n] for n, key in renamed.items() if key})
     for name, tensor in state_dict.items():
-        key = None if any(fnmatch(name, pattern) for pattern in drop) else renamed[name]
+        key = None if name in left_out else renamed[name]
         if key is None or (key.startswith('head.') and target == 'backbone'):
             dropped.append(name)
         else:
@@ -148,12 +169,20 @@ def convert(
     attention = attention or kind.attention or trained_with
     try:
         shape = _read_shape(state, arch)
-        expected = _expected(state, shape, attention, target, in_channels)
+        told = _read_head_dim(state, shape) or kind.head_dim
+        expected = _expected(state, shape, attention, told or head_dim, target, in_channels)
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise CheckpointError(
             f'this is no {kind.name!r}: {type(error).__name__} {printable(error)}'
         ) from error
-    report = ConversionReport(kind.name, target, _arch_name(shape), dropped=dropped)
+    if told and head_dim not in (None, told):
+        raise CheckpointError(
+            f'its heads are {told} wide: expected {head_dim}. The weights mean something else in '
+            f'others; set head_dim={told}'
+        )
+    report = ConversionReport(
+        kind.name, target, name_arch(shape), dropped=dropped, prefix=prefix, head_dim=told
+    )
     converted = {}
     for key, tensor in state.items():
         if key in expected:
@@ -254,21 +283,14 @@ def adapt_input_channels(weight: Tensor, in_channels: int) -> Tensor:
 
 def _read_shape(state: dict[str, Tensor], arch: str | None) -> dict:
     """Depths and widths, as an architecture's dict."""
-    depths, widths = [], []
-    for i in range(NUM_STAGES):
-        blocks = [re.match(rf'stages\.{i}\.blocks\.(\d+)\.', name) for name in state]
-        norm = state.get(f'stages.{i}.blocks.0.norm1.weight')
-        if norm is None:
-            break
-        depths.append(len({match[1] for match in blocks if match}))
-        widths.append(len(norm))
+    sizes = read_sizes({name: tuple(tensor.shape) for name, tensor in state.items()})
+    depths, widths = sizes['depths'], sizes['widths']
     if sum(depths) > MOST_BLOCKS:
         raise CheckpointError(f'depths {depths}: no iViT has more than {MOST_BLOCKS} blocks')
-    found = (tuple(depths), tuple(widths))
     known = [read_arch(arch)] if arch else list(map(read_arch, ARCHITECTURES))
-    fits = [fit for fit in known if tuple(part[: len(depths)] for part in fit) == found]
+    fits = [fit for fit in known if tuple(part[: len(depths)] for part in fit) == (depths, widths)]
     if fits:
-        depths, widths = map(list, fits[0])
+        depths, widths = fits[0]
     elif arch:
         raise CheckpointError(f'depths {depths} and widths {widths}: expected those of {arch!r}')
     elif len(depths) < NUM_STAGES:
@@ -276,34 +298,35 @@ def _read_shape(state: dict[str, Tensor], arch: str | None) -> dict:
             f'the weights end after stage {len(depths)} (depths {depths}, widths {widths}), which '
             'is no known architecture; name it (arch, --arch)'
         )
-    return dict(depths=tuple(depths), widths=tuple(widths))
+    return dict(depths=depths, widths=widths)
 
 
-def _arch_name(shape: dict) -> str:
-    names = [name for name in ARCHITECTURES if read_arch(name) == read_arch(shape)]
-    return names[0] if names else f'{shape["depths"]}, {shape["widths"]}'
+def _read_head_dim(state: dict[str, Tensor], shape: dict) -> int | None:
+    """Width of the heads, if there is a tensor with an entry or a row for each."""
+    for name, tensor in state.items():
+        if MIXED.search(name) and len(tensor):
+            return shape['widths'][int(name.split('.')[1])] // len(tensor)
+    return None
 
 
 def _expected(
     state: dict[str, Tensor],
     shape: dict,
     attention: str,
+    head_dim: int | None,
     target: str,
     in_channels: int | None,
 ) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the model that the weights are converted for."""
-    mixed = [name for name in state if re.search(r'\.(interaction\w*|content)$', name)]
     deep = [shape['widths'][i] for i in ATTENTION_STAGES]
-    head_dim = 32 if not any(width % 32 for width in deep) else math.gcd(*deep)
-    if mixed and len(state[mixed[0]]):
-        stage = int(mixed[0].split('.')[1])
-        head_dim = shape['widths'][stage] // len(state[mixed[0]])
+    if head_dim is None or any(width % head_dim for width in deep):
+        head_dim = 32 if not any(width % 32 for width in deep) else math.gcd(*deep)
     with torch.device('meta'):
         model = IViT(
             shape,
             in_channels=state['stem.conv.weight'].shape[1] if in_channels is None else in_channels,
             attention=attention,
-            interaction='both' if any(name.endswith('_pre') for name in mixed) else 'post',
+            interaction='both' if any(name.endswith('_pre') for name in state) else 'post',
             head_dim=head_dim,
         )
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

@@ -1,19 +1,24 @@
 """Kinds of weights that convert: one object each, which holds all that is particular to it.
 
 A new kind is a class here and its place in :data:`SOURCES`; nothing else asks which kind it has.
+Models stand in others (a teacher, a wrapper, ``net``), which puts a prefix before all their names:
+kinds know their own names, and :func:`find_kind` finds the prefix.
 """
 
 from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from itertools import islice
 
 from torch import Tensor
 
 from mmivit.errors import CheckpointError
-from mmivit.utils.text import listed
+from mmivit.utils.text import listed, printable
 
+STEM = 'stem.conv.weight'
 MLP = 'stages.0.blocks.0.mlp.fc1.weight'
+MOST_PLACES = 16  # where models are looked for in a file
 
 # Names by which files of other models are told, for the message that refuses them.
 FOREIGN = (
@@ -36,15 +41,19 @@ class WeightsKind(ABC):
     Attributes:
         name: by which it is asked for, in ``source=`` and ``--source``.
         what: whose weights they are, for messages.
+        stem: a tensor that they all have, by which prefixes are found.
         hub: pattern of the names of timm's pretrained models that have such weights, if any.
         attention: what they become unless another is asked for; None for the one that they were
             trained with.
+        head_dim: width of the heads, where it is the same in all such weights.
     """
 
     name: str
     what: str
+    stem: str = STEM
     hub: str | None = None
     attention: str | None = None
+    head_dim: int | None = None
 
     @abstractmethod
     def matches(self, state_dict: dict[str, Tensor]) -> bool:
@@ -70,7 +79,7 @@ class IViTWeights(WeightsKind):
     what = 'iViT'
 
     def matches(self, state_dict: dict[str, Tensor]) -> bool:
-        return 'stem.conv.weight' in state_dict and MLP in state_dict and state_dict[MLP].ndim != 4
+        return STEM in state_dict and MLP in state_dict and state_dict[MLP].ndim != 4
 
     def rename(self, name: str) -> str | None:
         return name
@@ -89,9 +98,10 @@ class OpenMMLabWeights(IViTWeights):
 
     name = 'openmmlab'
     what = 'detectors and segmentors with an iViT'
+    stem = f'backbone.{STEM}'
 
     def matches(self, state_dict: dict[str, Tensor]) -> bool:
-        return 'backbone.stem.conv.weight' in state_dict
+        return super().matches(_under('backbone.', state_dict))
 
     def rename(self, name: str) -> str | None:
         return name.removeprefix('backbone.') if name.startswith('backbone.') else None
@@ -104,11 +114,11 @@ class CAFormerWeights(WeightsKind):
     what = "timm's CAFormer"
     hub: str | None = 'caformer*'
     attention = 'imhsa'
+    head_dim = 32
 
     def matches(self, state_dict: dict[str, Tensor]) -> bool:
         return (
-            {'stem.conv.weight', MLP, 'stages.2.blocks.0.token_mixer.qkv.weight'}
-            <= state_dict.keys()
+            {STEM, MLP, 'stages.2.blocks.0.token_mixer.qkv.weight'} <= state_dict.keys()
         ) and state_dict[MLP].ndim == 4
 
     def rename(self, name: str) -> str | None:
@@ -126,6 +136,7 @@ class MetaFormerWeights(CAFormerWeights):
     name = 'metaformer'
     what = "its authors' CAFormer"
     hub = None
+    stem = 'downsample_layers.0.conv.weight'
     NAMES = (  # the authors', timm's
         (r'^downsample_layers\.0\.post_norm\.', 'stem.norm.'),
         (r'^downsample_layers\.0\.', 'stem.'),
@@ -136,8 +147,7 @@ class MetaFormerWeights(CAFormerWeights):
     )
 
     def matches(self, state_dict: dict[str, Tensor]) -> bool:
-        own = {'downsample_layers.0.conv.weight', 'stages.2.0.token_mixer.qkv.weight'}
-        return own <= state_dict.keys()
+        return {self.stem, 'stages.2.0.token_mixer.qkv.weight'} <= state_dict.keys()
 
     def rename(self, name: str) -> str | None:
         for pattern, replacement in self.NAMES:
@@ -154,8 +164,8 @@ SOURCES: dict[str, WeightsKind] = {
 }
 
 
-def find_kind(state_dict: dict[str, Tensor], source: str | None = None) -> WeightsKind:
-    """The kind of a file's tensors.
+def find_kind(state_dict: dict[str, Tensor], source: str | None = None) -> tuple[WeightsKind, str]:
+    """The kind of a file's tensors, and the prefix before its names; others are of other parts.
 
     Args:
         state_dict: the tensors under the file's names.
@@ -163,21 +173,29 @@ def find_kind(state_dict: dict[str, Tensor], source: str | None = None) -> Weigh
             Weights that are like none of the kinds are taken for what the caller says.
 
     Raises:
-        CheckpointError: they are of another kind, or of none.
+        CheckpointError: they are of another kind, of none, or of several models.
         ValueError: no kind is called so.
     """
     if source is not None and source not in SOURCES:
         raise ValueError(f'source={source!r}: expected one of {tuple(SOURCES)}')
-    matching = [kind for kind in SOURCES.values() if kind.matches(state_dict)]
+    places = _find_places(state_dict)
+    fitting = [(kind, prefix) for kind, prefix in places if source in (None, kind.name)]
+    if places and not fitting:
+        raise CheckpointError(
+            f'this is no {source!r}: by its names it is {places[0][0].name!r}; name that, or '
+            'no source (source, --source)'
+        )
+    # One whose names stand as they are is the file's own; another may be its teacher.
+    fitting = [place for place in fitting if not place[1]] or fitting
+    if len(fitting) > 1:
+        raise CheckpointError(
+            f'it holds several models, whose names begin with {listed([p for _, p in fitting])}: '
+            f"leave out all but one (drop=['{printable(fitting[0][1])}*'], --drop)"
+        )
+    if fitting:
+        return fitting[0]
     if source is not None:
-        if matching and SOURCES[source] not in matching:
-            raise CheckpointError(
-                f'this is no {source!r}: by its names it is {matching[0].name!r}; name that, or '
-                'no source (source, --source)'
-            )
-        return SOURCES[source]
-    if matching:
-        return matching[0]
+        return SOURCES[source], ''
     names = list(state_dict)
     if not names:
         raise CheckpointError('it holds no weights')
@@ -191,10 +209,27 @@ def find_kind(state_dict: dict[str, Tensor], source: str | None = None) -> Weigh
     )
 
 
+def _find_places(state_dict: dict[str, Tensor]) -> list[tuple[WeightsKind, str]]:
+    """The models in a file, each of the first kind that it is like, and their prefixes."""
+    places: dict[str, tuple[WeightsKind, str]] = {}  # by the full names of their stems
+    for kind in SOURCES.values():
+        stems = (n for n in state_dict if f'.{n}'.endswith(f'.{kind.stem}') and n not in places)
+        for stem in list(islice(stems, MOST_PLACES)):
+            prefix = stem.removesuffix(kind.stem)
+            if kind.matches(_under(prefix, state_dict)):
+                places[stem] = (kind, prefix)
+    return list(places.values())
+
+
+def _under(prefix: str, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, without it."""
+    return {n.removeprefix(prefix): t for n, t in state_dict.items() if n.startswith(prefix)}
+
+
 def recognise(state_dict: dict[str, Tensor]) -> str:
     """What a state dict is of, one of :data:`SOURCES`, by its names.
 
     Raises:
         CheckpointError: nothing that converts; the message says what it seems to be.
     """
-    return find_kind(state_dict).name
+    return find_kind(state_dict)[0].name

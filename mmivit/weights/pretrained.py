@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+import logging
+from collections.abc import Iterator, Sequence
 
 from mmengine.logging import print_log
+from mmengine.model import update_init_info
 from torch import Tensor, nn
 
 from mmivit.errors import CheckpointError
+from mmivit.models.attention import MHSA
+from mmivit.models.ivit import IViT
 from mmivit.registry import WEIGHT_INITIALIZERS
-from mmivit.weights.checkpoint import naming
+from mmivit.weights.checkpoint import find_state_dict, naming
 from mmivit.weights.converters import ConversionReport, convert, is_optional
 from mmivit.weights.kinds import SOURCES
-from mmivit.weights.sources import fetch
+from mmivit.weights.sources import fetch_checkpoint
+from mmivit.weights.stored_config import stored_backbone
 
 FROM_SCRATCH = '--cfg-options model.backbone.init_cfg=None'
 
@@ -45,12 +51,15 @@ class PretrainedIViT:
     def __call__(self, module: nn.Module) -> None:
         # A module's attention is told by its tensors, as a file's is.
         attention = SOURCES['ivit'].trained_with(module.state_dict())
+        mixer = next((part for part in module.modules() if isinstance(part, MHSA)), None)
         try:
             with naming(self.checkpoint):
+                checkpoint = fetch_checkpoint(self.checkpoint)
                 converted, report = convert(
-                    fetch(self.checkpoint),
+                    find_state_dict(checkpoint),
                     attention=attention,
                     in_channels=module.stem.conv.in_channels,
+                    head_dim=mixer and _head_dim(mixer),
                     drop=self.drop,
                     paper_start=self.paper_start,
                 )
@@ -58,7 +67,40 @@ class PretrainedIViT:
         except CheckpointError as error:
             raise CheckpointError(f'{error}. To start from scratch: {FROM_SCRATCH}') from error
         print_log(f'{self.checkpoint}\n{report.table()}', logger='current')
+        for doubt in _doubts(mixer, converted, report.head_dim, stored_backbone(checkpoint)):
+            print_log(f'{self.checkpoint}: {doubt}', logger='current', level=logging.WARNING)
         module.load_state_dict(own, strict=False)
+        if hasattr(module, '_params_init_info'):  # MMEngine's table of what was initialised how
+            update_init_info(module, f'{type(self).__name__}: load from {self.checkpoint}')
+
+
+def _doubts(
+    mixer: MHSA | None, converted: dict[str, Tensor], head_dim: int | None, trained: dict
+) -> Iterator[str]:
+    """What may change the meaning of weights though every shape fits.
+
+    Args:
+        mixer: an attention of the backbone, if it has one.
+        converted: the weights.
+        head_dim: width of their heads, if the file's tensors tell.
+        trained: the settings of the backbone that they were trained in, if the file has them.
+    """
+    if mixer is None:
+        return
+    settings = [('head_dim', _head_dim(mixer), head_dim or trained.get('head_dim'))]
+    if hasattr(mixer, 'interaction_position') and any('.interaction' in n for n in converted):
+        both = any(name.endswith('_pre') for name in converted)
+        theirs = 'both' if both else trained.get('interaction')
+        settings.append(('interaction', mixer.interaction_position, theirs))
+    for name, own, theirs in settings:
+        if theirs not in (None, own):
+            yield f'{name} is {own!r} here, {theirs!r} in it: its weights mean something else here'
+        elif theirs is None and own != inspect.signature(IViT).parameters[name].default:
+            yield f'nothing in it tells its {name}; taken for {own!r}, as here'
+
+
+def _head_dim(mixer: MHSA) -> int:
+    return mixer.qkv.in_features // mixer.num_heads
 
 
 def _fitting(module: nn.Module, converted: dict[str, Tensor], report: ConversionReport) -> dict:

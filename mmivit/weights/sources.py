@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmivit.errors import CheckpointError
-from mmivit.weights.checkpoint import find_state_dict, read_checkpoint
+from mmivit.weights.checkpoint import find_state_dict, is_index, read_checkpoint
 from mmivit.weights.kinds import SOURCES
 
 TIMM = 'timm://'
@@ -25,9 +25,18 @@ def fetch(source: str | Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: there are none, or they cannot be read or fetched.
     """
+    return find_state_dict(fetch_checkpoint(source))
+
+
+def fetch_checkpoint(source: str | Path) -> dict:
+    """The same with whatever else the file holds.
+
+    Raises:
+        CheckpointError: it cannot be read or fetched.
+    """
     if str(source).startswith(TIMM):
         return _fetch_from_timm(str(source).removeprefix(TIMM))
-    return find_state_dict(read_checkpoint(_local(source)))
+    return read_checkpoint(_local(source))
 
 
 def _local(source: str | Path) -> Path:
@@ -74,13 +83,13 @@ def _fetch_from_timm(name: str) -> dict[str, Tensor]:
 
 
 def checksum(source: str | Path, weights: dict[str, Tensor]) -> str:
-    """sha256 of a source's file; timm shows none, so there of the tensors' bytes by name.
+    """sha256 of a source's file; where it isn't one alone, of the tensors' bytes by name.
 
     Args:
         source: as for :func:`fetch`.
         weights: what :func:`fetch` returned for it.
     """
-    if not str(source).startswith(TIMM):
+    if not (str(source).startswith(TIMM) or is_index(source)):
         return sha256(_local(source))
     digest = hashlib.sha256()
     for _, tensor in sorted(weights.items()):

@@ -5,7 +5,7 @@ import torch
 from mmengine.config import Config
 
 from mmivit.apis.config import read_config
-from mmivit.apis.models import build_model, load_model, read_loadable
+from mmivit.apis.models import build_model, check_weights, load_model, read_loadable
 from mmivit.errors import CheckpointError, LaunchError
 from tests.conftest import CONFIGS
 
@@ -74,5 +74,21 @@ def test_what_does_not_fit_is_refused_by_name(weights, tmp_path):
 
 def test_what_mmengine_fetches_is_left_to_it():
     assert read_loadable('https://example.org/x.pth', 'checkpoint') is None
-    with pytest.raises(CheckpointError, match=r'loads \.pth files alone'):
-        read_loadable('https://example.org/x.safetensors', 'checkpoint')
+    for suffix in ('safetensors', 'SAFETENSORS', 'safetensors.index.json'):
+        with pytest.raises(CheckpointError, match=r'loads \.pth files alone'):
+            read_loadable(f'https://example.org/x.{suffix}', 'checkpoint')
+
+
+@pytest.mark.parametrize('prefix', ['', 'module.', '_orig_mod.', 'module.module.'])
+@pytest.mark.parametrize('key', ['state_dict', 'model', None])
+def test_weights_that_mmengine_would_not_find_are_refused(prefix, key):
+    model = torch.nn.Linear(1, 1)
+    held = {f'{prefix}{name}': tensor for name, tensor in model.state_dict().items()}
+    loaded = {key: held} if key else held
+    if prefix in ('', 'module.') and key != 'model':
+        check_weights(model, 'x.pth', loaded)
+        return
+    with pytest.raises(
+        CheckpointError, match=r'x\.pth: MMEngine would not find weight, bias in it'
+    ):
+        check_weights(model, 'x.pth', loaded)

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from mmivit.apis import predict
+from mmivit.errors import LaunchError
 
 
 class Blind:
@@ -33,6 +34,11 @@ def run(tmp_path, monkeypatch):
 
 def tree(folder):
     return sorted(str(p.relative_to(folder)) for p in Path(folder).rglob('*') if not p.is_dir())
+
+
+def test_the_config_is_overridden(run):
+    with pytest.raises(LaunchError, match="default_scope is 'mmpretrain'"):
+        run(cfg_options=dict(default_scope='mmpretrain'))
 
 
 def test_any_name_is_written_below_out(run):

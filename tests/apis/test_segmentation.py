@@ -43,6 +43,7 @@ def test_evaluation(checkpoint, shapes, tta):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert 'mIoU' in done.stdout
+    assert 'other settings' not in done.stdout + done.stderr
     assert len(list((shapes / 'seg_test/maps').glob('*.png'))) == 4
 
 

@@ -1,7 +1,9 @@
 """Reading checkpoints: MMEngine's own under weights_only, hostile ones refused, loads reported."""
 
+import json
 import os
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -152,7 +154,10 @@ def test_a_written_file_holds_no_more_than_its_tensors(folder):
 
 
 @pytest.mark.parametrize('key', ['state_dict', 'model', 'state_dict_ema', 'model_ema', None])
-@pytest.mark.parametrize('prefix', ['', 'module.', 'module._orig_mod.', '_orig_mod.module.'])
+@pytest.mark.parametrize(
+    'prefix',
+    ['', 'module.', 'module._orig_mod.', '_orig_mod.module.', 'module.module.'],
+)
 def test_weights_are_found_where_torch_and_timm_put_them(key, prefix):
     weights = {'a.weight': torch.ones(1), 'module_list.0': torch.ones(2)}
     held = {prefix + name: tensor for name, tensor in weights.items()}
@@ -162,3 +167,65 @@ def test_weights_are_found_where_torch_and_timm_put_them(key, prefix):
 def test_averaged_weights_come_first():
     last, averaged = {'a': torch.zeros(1)}, {'a': torch.ones(1)}
     assert checkpoint.find_state_dict(dict(state_dict=last, state_dict_ema=averaged))['a'] == 1
+
+
+@pytest.mark.parametrize('counter', ['n_averaged', 'steps'])
+def test_weights_that_are_averaged_or_compiled_in_part_have_their_own_names(counter):
+    model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
+    model[1] = torch.compile(model[1])
+    averaged = torch.optim.swa_utils.AveragedModel(model).state_dict()
+    averaged[counter] = averaged.pop('n_averaged')
+    assert set(checkpoint.find_state_dict(averaged)) == {'0.weight', '0.bias', '1.weight', '1.bias'}
+
+
+def write_shards(folder, **changes):
+    """Two files and their index, as Hugging Face writes them, with entries of the index changed."""
+    from safetensors.torch import save_file
+
+    weights = dict(a=torch.ones(2), b=torch.zeros(3))
+    files = dict(a='model-00001-of-00002.safetensors', b='model-00002-of-00002.safetensors')
+    for name, file in files.items():
+        save_file({name: weights[name], 'other': torch.ones(1)}, folder / file)
+    index = folder / 'model.safetensors.index.json'
+    index.write_text(json.dumps(dict(metadata={}, weight_map={**files, **changes})))
+    return index, weights
+
+
+def test_weights_in_several_files_are_read_by_their_index(tmp_path):
+    index, weights = write_shards(tmp_path)
+    assert equal(checkpoint.read_checkpoint(index), weights)
+    (tmp_path / 'model-00002-of-00002.safetensors').unlink()
+    message = r'index\.json was not loaded: model-00002-of-00002\.safetensors.* is not beside it'
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.read_checkpoint(index)
+
+
+@pytest.mark.parametrize(
+    'file', ['../x.safetensors', '/x.safetensors', 'x/../x.safetensors', 'x.pth', '', 5, None]
+)
+def test_an_index_leads_nowhere_else(file, tmp_path):
+    (tmp_path / 'in').mkdir()
+    index, _ = write_shards(tmp_path / 'in', c=file)
+    with pytest.raises(CheckpointError, match='no index of safetensors beside it'):
+        checkpoint.read_checkpoint(index)
+
+
+@pytest.mark.parametrize('text', ['', '{', '[]', '{"weight_map": 5}', '[' * 10**5, '{"a": 1}'])
+def test_what_is_no_index_is_refused(text, tmp_path):
+    index = tmp_path / 'x.safetensors.index.json'
+    index.write_text(text)
+    with pytest.raises(CheckpointError, match=r'x\.safetensors\.index\.json was not loaded'):
+        checkpoint.read_checkpoint(index)
+
+
+def test_tensors_that_no_file_has_are_named(tmp_path):
+    index, _ = write_shards(tmp_path, c='model-00001-of-00002.safetensors')
+    with pytest.raises(CheckpointError, match='the files that it names lack c'):
+        checkpoint.read_checkpoint(index)
+
+
+def test_a_format_is_told_by_its_name_in_capitals_too(folder):
+    checkpoint.write_checkpoint('x.SAFETENSORS', dict(a=ONE), {})
+    assert equal(checkpoint.read_checkpoint('x.SAFETENSORS'), dict(a=ONE))
+    with pytest.raises(zipfile.BadZipFile):
+        zipfile.ZipFile('x.SAFETENSORS')

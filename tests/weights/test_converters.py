@@ -204,6 +204,17 @@ def test_the_own_attention_is_kept(interaction):
     assert not report.missing
 
 
+def test_heads_are_as_wide_as_they_are_said_to_be():
+    """Nothing in weights of mhsa tells; a tensor with an entry for each head does."""
+    state = IViT('nano', attention='mhsa', head_dim=16).state_dict()
+    converted, report = convert(state, attention='imhsa', head_dim=16)
+    assert report.head_dim is None
+    assert IViT('nano', head_dim=16).load_state_dict(converted, strict=False).unexpected_keys == []
+    assert convert(converted)[1].head_dim == 16
+    with pytest.raises(CheckpointError, match='its heads are 16 wide: expected 32'):
+        convert(converted, head_dim=32)
+
+
 @pytest.mark.parametrize('channels', [1, 2, 3, 4, 6, 8])
 def test_other_channel_counts_as_timm_does(channels):
     weight = torch.randn(8, 3, 7, 7)

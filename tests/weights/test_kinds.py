@@ -10,7 +10,7 @@ from mmivit.converters import SOURCES, convert, recognise
 from mmivit.errors import CheckpointError
 from mmivit.models import IViT
 from mmivit.models.attention import ATTENTIONS
-from tests.weights.states import one_of_each
+from tests.weights.states import equal, one_of_each
 
 STATES = one_of_each()
 TRAINED_WITH = {
@@ -98,3 +98,46 @@ def test_the_refusal_says_what_converts():
         convert({'a': torch.zeros(1)})
     for kind in SOURCES.values():
         assert kind.what in str(error.value)
+
+
+PREFIXES = {  # as they are in the file: as the converter reports them
+    'teacher.': 'teacher.',
+    'student.': 'student.',
+    'model.': 'model.',
+    'net.': 'net.',
+    'encoder.': 'encoder.',
+    'module.module.': 'module.module.',
+    'backbone._orig_mod.': 'backbone._orig_mod.',
+    'detector.backbone.': 'detector.',
+}
+
+
+@pytest.mark.parametrize('name', ['ivit-imhsa', 'caformer', 'metaformer'])
+@pytest.mark.parametrize('prefix', PREFIXES)
+def test_one_prefix_that_explains_all_is_taken_off(prefix, name):
+    bare, _ = convert(STATES[name])
+    state = {f'{prefix}{key}': tensor for key, tensor in STATES[name].items()}
+    state |= {'head.weight': torch.ones(2), 'n_averaged': torch.tensor(3)}
+    converted, report = convert(state)
+    assert equal(converted, bare)
+    assert {'head.weight', 'n_averaged'} <= set(report.dropped)
+    if name == 'ivit-imhsa':
+        assert f'under {PREFIXES[prefix]} ->' in report.table()
+
+
+def test_of_two_models_one_is_asked_for():
+    own = STATES['openmmlab-imhsa']
+    state = {f'{of}.{key}': tensor for of in ('student', 'teacher') for key, tensor in own.items()}
+    message = r"several models, .* student\., teacher\.: leave out .*drop=\['student\.\*'\]"
+    with pytest.raises(CheckpointError, match=message):
+        convert(state)
+    converted, _ = convert(state, drop=['student.*'])
+    assert equal(converted, convert(own)[0])
+    # Names that stand as a detector's are its own, whatever stands beside them.
+    assert equal(convert({**state, **own})[0], converted)
+
+
+def test_many_places_are_not_all_looked_at():
+    state = {f'{i}.{key}': torch.zeros(1) for i in range(20_000) for key in ('stem.conv.weight',)}
+    with pytest.raises(CheckpointError, match='of an unknown model'):
+        convert(state)

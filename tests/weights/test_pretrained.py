@@ -1,5 +1,7 @@
 """A backbone that starts from a file, as a config asks for it."""
 
+import re
+
 import pytest
 import timm
 import torch
@@ -22,6 +24,17 @@ def test_a_backbone_starts_from_caformer(attention, channels, folder, log):
     assert torch.equal(model.stages[3].blocks[1].token_mixer.qkv.weight, expected)
     report = next(line for line in log if line.startswith('caformer.pth'))
     assert 'caformer -> backbone, iViT nano' in report
+
+
+def test_mmengines_table_says_what_was_loaded(folder, log):
+    state = randomise(IViT('nano')).state_dict()
+    torch.save(state, 'x.pth')
+    init_cfg = dict(type='mmivit.PretrainedIViT', checkpoint='x.pth')
+    IViT('nano', init_cfg=init_cfg).init_weights()
+    table = '\n'.join(log)
+    line = 'PretrainedIViT: load from x.pth'
+    assert re.search(rf'stages\.3\.blocks\.1\.mlp\.fc1\.weight - .*\n{line}', table)
+    assert 'The value is the same before and after' not in table
 
 
 def test_a_backbone_starts_from_a_detectors(folder):
@@ -63,10 +76,38 @@ def test_without_a_start_of_their_own_landmarks_are_the_papers(source, folder):
         assert tensor.tolist() == [float(name.endswith('.content'))] * len(tensor), name
 
 
-def test_heads_of_another_width_are_named(folder):
+@pytest.mark.parametrize('attention', ['imhsa', 'mhsa'])
+def test_heads_of_another_width_are_refused(attention, folder):
     torch.save(IViT('nano', head_dim=16).state_dict(), 'narrow.pth')
-    with pytest.raises(CheckpointError, match=r'content is \(8,\), expected \(4,\)'):
-        PretrainedIViT('narrow.pth')(IViT('nano'))
+    with pytest.raises(CheckpointError, match='its heads are 16 wide: expected 32'):
+        PretrainedIViT('narrow.pth')(IViT('nano', attention=attention))
+    torch.save(small_caformer().state_dict(), 'caformer.pth')
+    with pytest.raises(CheckpointError, match='its heads are 32 wide: expected 16'):
+        PretrainedIViT('caformer.pth')(IViT('nano', attention=attention, head_dim=16))
+
+
+@pytest.mark.parametrize(
+    ('trained', 'asked', 'stored', 'said'),
+    [
+        (dict(attention='mhsa', head_dim=16), {}, True, 'head_dim is 32 here, 16 in it'),
+        (dict(attention='mhsa'), dict(head_dim=16), False, 'nothing in it tells its head_dim'),
+        (dict(interaction='post'), dict(interaction='pre'), True, "is 'pre' here, 'post' in it"),
+        (dict(interaction='pre'), {}, True, "is 'post' here, 'pre' in it"),
+        (dict(interaction='both'), {}, False, "is 'post' here, 'both' in it"),
+        ({}, dict(interaction='pre'), False, 'nothing in it tells its interaction'),
+        (dict(interaction='pre', head_dim=16), dict(interaction='pre', head_dim=16), True, None),
+        (dict(attention='mhsa', landmarks=5), {}, True, None),
+        ({}, {}, False, None),
+    ],
+)
+def test_weights_that_mean_something_else_are_said_to(trained, asked, stored, said, folder, log):
+    backbone = dict(type='mmivit.IViT', arch='nano', **trained)
+    meta = dict(cfg=f'model = dict(detector={backbone})\n') if stored else {}
+    torch.save(dict(state_dict=IViT('nano', **trained).state_dict(), meta=meta), 'x.pth')
+    PretrainedIViT('x.pth')(IViT('nano', **asked))
+    doubts = [line for line in log if line.startswith('x.pth: ')]
+    assert len(doubts) == bool(said)
+    assert not said or said in doubts[0]
 
 
 def test_weights_of_another_architecture_are_refused(folder):

@@ -10,6 +10,7 @@ from safetensors import safe_open
 
 from mmivit.models import IViT
 from mmivit.weights.publish import publish
+from mmivit.weights.stored_config import stored_backbone
 from tests.conftest import run_tool
 from tests.weights.states import equal, prefixed
 
@@ -41,6 +42,15 @@ def test_publishing_strips_and_names(folder):
     with safe_open(publish('epoch_3.pth', 'safe.safetensors'), 'pt') as file:
         assert file.metadata()['dataset_meta'] == '{"classes": ["a", "b"]}'
     assert publish('epoch_3.pth', 'out/mask_rcnn.pth', force=True) == written
+
+
+def test_settings_without_weights_are_kept_and_paths_are_not(folder):
+    backbone = dict(type='mmivit.IViT', landmarks=9, init_cfg=dict(checkpoint='/home/me'))
+    meta = dict(cfg=f'model = {dict(backbone=backbone, pretrained="/home/me")}')
+    torch.save(dict(state_dict={'a': torch.ones(3)}, meta=meta), 'a.pth')
+    published = torch.load(publish('a.pth', 'b.pth'))
+    assert stored_backbone(published)['landmarks'] == 9
+    assert '/home/me' not in str(published)
 
 
 def test_the_command(folder):
