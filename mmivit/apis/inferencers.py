@@ -5,8 +5,6 @@ Images are loaded and prepared by the config's own test pipeline, as tools/test.
 
 from __future__ import annotations
 
-import io
-
 import cv2
 import mmcv
 import numpy as np
@@ -15,13 +13,13 @@ from mmengine.config import Config
 from mmengine.infer import BaseInferencer
 from mmengine.registry import DATASETS
 from mmengine.structures import BaseDataElement, PixelData
-from PIL import Image
 
 from mmivit.apis.config import check_scope, tested_dataset
 from mmivit.apis.images import viewable
 from mmivit.apis.large_images import exceeds_memory, slide_labels, upsampled_labels
 from mmivit.apis.models import check_weights, read_loadable
 from mmivit.datasets.loaders import ImagePipeline
+from mmivit.engine.label_maps import MOST_CLASSES, label_map_png
 from mmivit.errors import CheckpointError
 from mmivit.weights.checkpoint import dataset_meta, naming
 
@@ -139,8 +137,9 @@ class Segmentor:
     def __init__(self, cfg: Config, checkpoint: str, device: str | None) -> None:
         self.inferencer, saved = load_inferencer(cfg, checkpoint, device)
         self.model, self.pipeline = self.inferencer.model, self.inferencer.pipeline
-        if self.model.out_channels > 256:
-            raise CheckpointError(f'{checkpoint}: label maps of 8 bits hold 256 classes at most')
+        if self.model.out_channels > MOST_CLASSES:
+            most = f'label maps of 8 bits hold {MOST_CLASSES} classes at most'
+            raise CheckpointError(f'{checkpoint}: {most}')
         meta = _names_and_colours(cfg, saved)
         self.classes, self.palette = meta['classes'], meta['palette']
         self.inferencer.visualizer.dataset_meta = meta
@@ -155,7 +154,7 @@ class Segmentor:
         }
         record = dict(classes=list(self.classes), shares=found)
         picture = self._draw(viewable(sample['img']), labels, found)
-        return picture, record, self._png(labels)
+        return picture, record, label_map_png(labels, self.palette)
 
     @torch.no_grad()
     def label_map(self, sample: dict) -> np.ndarray:
@@ -214,13 +213,6 @@ class Segmentor:
             base = (int(line * 1.4), top + int(box * 0.85))
             cv2.putText(legend, entry, base, font, scale, (0, 0, 0), thick, cv2.LINE_AA)
         return legend
-
-    def _png(self, labels: np.ndarray) -> bytes:
-        picture = Image.fromarray(labels, mode='P')
-        picture.putpalette(np.array(self.palette, np.uint8).tobytes())
-        buffer = io.BytesIO()
-        picture.save(buffer, 'PNG')
-        return buffer.getvalue()
 
 
 def _names_and_colours(cfg: Config, saved: dict) -> dict:

@@ -8,6 +8,7 @@ from mmivit.apis.check_data import check_before_run
 from mmivit.apis.config import check_channels, check_paths, read_config
 from mmivit.apis.models import check_weights, read_loadable
 from mmivit.apis.runner import build_runner, warn
+from mmivit.engine.label_maps import LabelMapHook
 from mmivit.errors import LaunchError
 
 
@@ -30,7 +31,8 @@ def evaluate(
         checkpoint: path of the weights.
         work_dir: folder of logs and metrics; ``work_dirs/<config's name>`` if not given here or
             in the config.
-        out: where predictions are kept: a .pkl file in detection, a folder in segmentation.
+        out: where predictions are kept: a .pkl file in detection; in segmentation a folder of label
+            maps, as predict.py writes them.
         show: show each picture in a window.
         show_dir: folder below the work dir for pictures.
         wait_time: seconds between pictures.
@@ -66,11 +68,6 @@ def evaluate(
             raise LaunchError(f'--tta: {config} defines no tta_model and tta_pipeline')
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
         cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-    if out and cfg.default_scope == 'mmseg':
-        evaluators = cfg.test_evaluator
-        for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
-            if 'IoUMetric' in str(evaluator['type']):  # the one that writes label maps
-                evaluator.update(output_dir=out, keep_results=True)
     runner = build_runner(cfg)
     warn(doubts)
     check_weights(runner.model, checkpoint, loaded)
@@ -78,4 +75,6 @@ def evaluate(
         from mmdet.evaluation import DumpDetResults
 
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=out))
+    elif out:
+        runner.register_hook(LabelMapHook(out))
     return runner.test()
