@@ -5,6 +5,8 @@ MMEngine imports ``mmivit.registry`` for the prefix, and the locations for what 
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
@@ -12,6 +14,8 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPP
 from mmengine.registry import VISUALIZERS as MMENGINE_VISUALIZERS
 from mmengine.registry import WEIGHT_INITIALIZERS as MMENGINE_WEIGHT_INITIALIZERS
 from mmengine.registry import Registry
+
+PACKAGES = [package for package in ('mmdet', 'mmseg') if find_spec(package)]  # that are installed
 
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmivit', locations=['mmivit.models.ivit'])
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
@@ -36,7 +40,7 @@ VISUALIZERS = Registry(
     'visualizer',
     parent=MMENGINE_VISUALIZERS,
     scope='mmivit',
-    locations=['mmivit.engine.visualizer'],
+    locations=[f'mmivit.engine.{package[2:]}_visualizer' for package in PACKAGES],
 )
 WEIGHT_INITIALIZERS = Registry(
     'weight initializer',

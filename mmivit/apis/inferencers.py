@@ -18,6 +18,7 @@ from mmivit.apis.config import check_scope, tested_dataset
 from mmivit.apis.images import viewable
 from mmivit.apis.large_images import exceeds_memory, slide_labels, upsampled_labels
 from mmivit.apis.models import check_weights, read_loadable
+from mmivit.apis.pictures import draw_legend, set_visualizer
 from mmivit.datasets.loaders import ImagePipeline
 from mmivit.engine.label_maps import MOST_CLASSES, label_map_png
 from mmivit.errors import CheckpointError
@@ -50,6 +51,7 @@ def load_inferencer(
     """
     inferencer_class = _inferencer_class(check_scope(cfg))
     loaded = read_loadable(checkpoint, 'checkpoint')
+    set_visualizer(cfg)
     with naming(checkpoint):
         saved = dataset_meta(loaded or {})
         inferencer = inferencer_class(cfg, checkpoint, device=device)
@@ -193,26 +195,9 @@ class Segmentor:
             'prediction', mmcv.bgr2rgb(image), sample, draw_gt=False, with_labels=False
         )
         overlay = visualizer.get_image()
-        return np.hstack([overlay, self._legend(len(overlay), found)])
-
-    def _legend(self, height: int, found: dict) -> np.ndarray:
-        """(height, width, 3) RGB; text grows with the picture and shrinks for many classes."""
-        line = min(height / 12, (height - 8) / max(len(found), 1))
-        scale = line / 44
-        lines = [f'{name} {share:.1%}' for name, share in found.items()]
-        font = cv2.FONT_HERSHEY_SIMPLEX
-        thick = max(1, round(scale * 1.5))
-        text = max(cv2.getTextSize(entry, font, scale, thick)[0][0] for entry in lines)
-        legend = np.full((height, int(text + 2.2 * line), 3), 255, np.uint8)
-        for i, (name, entry) in enumerate(zip(found, lines)):
-            top = int(4 + i * line)
-            box = int(line * 0.7)
-            colour = tuple(map(int, self.palette[self.classes.index(name)]))
-            left = int(line * 0.3)
-            cv2.rectangle(legend, (left, top), (left + box, top + box), colour, -1)
-            base = (int(line * 1.4), top + int(box * 0.85))
-            cv2.putText(legend, entry, base, font, scale, (0, 0, 0), thick, cv2.LINE_AA)
-        return legend
+        colours = (tuple(self.palette[self.classes.index(name)]) for name in found)
+        texts = (f'{name} {share:.1%}' for name, share in found.items())
+        return np.hstack([overlay, draw_legend(len(overlay), dict(zip(texts, colours)))])
 
 
 def _names_and_colours(cfg: Config, saved: dict) -> dict:

@@ -7,6 +7,7 @@ from mmengine.config import ConfigDict
 from mmivit.apis.check_data import check_before_run
 from mmivit.apis.config import check_channels, check_paths, read_config
 from mmivit.apis.models import check_weights, read_loadable
+from mmivit.apis.pictures import draw_predictions
 from mmivit.apis.runner import build_runner, warn
 from mmivit.engine.label_maps import LabelMapHook
 from mmivit.errors import LaunchError
@@ -56,13 +57,7 @@ def evaluate(
     cfg.load_from = checkpoint
     loaded = read_loadable(checkpoint, 'checkpoint')
     if show or show_dir:
-        hook = cfg.default_hooks.visualization
-        hook.update(draw=True, show=show, wait_time=wait_time)
-        if show_dir:
-            if cfg.default_scope == 'mmdet':
-                hook.test_out_dir = show_dir
-            else:
-                cfg.visualizer.save_dir = show_dir
+        draw_predictions(cfg, show, show_dir, wait_time)
     if tta:
         if not cfg.get('tta_model') or not cfg.get('tta_pipeline'):
             raise LaunchError(f'--tta: {config} defines no tta_model and tta_pipeline')

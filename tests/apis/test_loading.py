@@ -110,3 +110,16 @@ def test_every_command_labels_alike(loader, channels, suffix, write, tmp_path, m
         for name in NAMES:
             labels = np.asarray(Image.open(f'predicted/labels/{name}{suffix}.png'))
             assert (stock(f'images/{name}{suffix}')['predictions'] == labels).all()
+
+
+def test_pictures_where_nothing_in_the_config_draws(tmp_path, monkeypatch):
+    """Nor does drawing need the training data, which mmseg's hook has MMEngine look for."""
+    monkeypatch.chdir(tmp_path)
+    workspace(tmp_path, dict(type='LoadImageFromFile'), 3, '.png', deep(40, 50, 3))
+    options = {
+        'default_hooks.visualization': None,
+        'visualizer': dict(_delete_=True, type='SegLocalVisualizer', name='plain'),
+        'train_dataloader.dataset.data_root': 'none',
+    }
+    evaluate('config.py', 'x.pth', show_dir='pictures', cfg_options=options)
+    assert len(list(Path('pictures').rglob('*.png'))) == 2  # by their names alone: a and b
