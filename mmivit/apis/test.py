@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import MODELS
 
 from mmivit.apis.check_data import check_before_run
-from mmivit.apis.config import check_channels, check_paths, read_config
+from mmivit.apis.config import (
+    check_channels,
+    check_paths,
+    innermost_evaluators,
+    read_config,
+    tested_dataset,
+)
 from mmivit.apis.models import check_weights, read_loadable
 from mmivit.apis.pictures import draw_predictions
 from mmivit.apis.runner import build_runner, warn
+from mmivit.datasets.evaluators import wants_masks
+from mmivit.datasets.loaders import class_of, find_loaders, loading
 from mmivit.engine.label_maps import LabelMapHook
 from mmivit.errors import LaunchError
 
@@ -37,7 +46,8 @@ def evaluate(
         show: show each picture in a window.
         show_dir: folder below the work dir for pictures.
         wait_time: seconds between pictures.
-        tta: test-time augmentation, as the config's ``tta_model`` and ``tta_pipeline`` say.
+        tta: test-time augmentation, as the config's ``tta_model`` and ``tta_pipeline`` say; of a
+            detector with masks, boxes alone.
         cfg_options: what to override in the config, by dotted key.
         launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
 
@@ -59,10 +69,7 @@ def evaluate(
     if show or show_dir:
         draw_predictions(cfg, show, show_dir, wait_time)
     if tta:
-        if not cfg.get('tta_model') or not cfg.get('tta_pipeline'):
-            raise LaunchError(f'--tta: {config} defines no tta_model and tta_pipeline')
-        cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
-        cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+        doubts += _augment(cfg, config)
     runner = build_runner(cfg)
     warn(doubts)
     check_weights(runner.model, checkpoint, loaded)
@@ -73,3 +80,43 @@ def evaluate(
     elif out:
         runner.register_hook(LabelMapHook(out))
     return runner.test()
+
+
+def _augment(cfg: Config, config: str) -> list[str]:
+    """Set test-time augmentation; what is to be said of it.
+
+    Raises:
+        LaunchError: the config defines none, or one that does not fit its model or images.
+    """
+    if not cfg.get('tta_model') or not cfg.get('tta_pipeline'):
+        raise LaunchError(f'--tta: {config} defines no tta_model and tta_pipeline')
+    pipelines = tested_dataset(cfg).get('pipeline') or [], cfg.tta_pipeline
+    own, augmented = (loading(find_loaders(part, cfg.default_scope).image) for part in pipelines)
+    if own != augmented:
+        raise LaunchError(
+            f'--tta: tta_pipeline loads images by {augmented}, the test pipeline by {own}; '
+            'give both the same'
+        )
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+    doubts = _leave_masks_out(cfg) if cfg.default_scope == 'mmdet' else []
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    return doubts
+
+
+def _leave_masks_out(cfg: Config) -> list[str]:
+    """mmdet merges boxes alone, and asserts that there are no masks."""
+    from mmdet.models import DetTTAModel
+
+    from mmivit.engine import box_tta  # noqa: F401, registers the model below
+
+    if class_of(MODELS, cfg.tta_model, 'mmdet') is DetTTAModel:
+        cfg.tta_model.type = 'mmivit.BoxTTAModel'
+    judging = [node for node in innermost_evaluators(cfg.test_evaluator) if wants_masks(node)]
+    for evaluator in judging:
+        metrics = evaluator['metric']
+        if isinstance(metrics, str) or set(metrics) == {'segm'}:
+            raise LaunchError(
+                '--tta: mmdet merges boxes alone, and test_evaluator.metric asks for masks alone'
+            )
+        evaluator['metric'] = [metric for metric in metrics if metric != 'segm']
+    return ['--tta: mmdet merges boxes alone; masks are not evaluated.'] if judging else []
