@@ -107,8 +107,6 @@ def _leave_masks_out(cfg: Config) -> list[str]:
     """mmdet merges boxes alone, and asserts that there are no masks."""
     from mmdet.models import DetTTAModel
 
-    from mmivit.engine import box_tta  # noqa: F401, registers the model below
-
     if class_of(MODELS, cfg.tta_model, 'mmdet') is DetTTAModel:
         cfg.tta_model.type = 'mmivit.BoxTTAModel'
     judging = [node for node in innermost_evaluators(cfg.test_evaluator) if wants_masks(node)]
