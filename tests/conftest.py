@@ -94,6 +94,11 @@ def shapes(tmp_path_factory):
     return folder
 
 
+def sample_of(image):
+    """An image as the test pipeline's loader hands it on."""
+    return dict(img=image, img_shape=image.shape[:2], ori_shape=image.shape[:2])
+
+
 def link_installed(folder, wanted=(), without=()):
     """Link what is installed here into a folder: by how names begin, or all without some."""
     folder.mkdir(exist_ok=True)

@@ -17,7 +17,7 @@ from mmengine.config import Config
 from mmivit.apis.inferencers import Detector
 from mmivit.weights.checkpoint import read_checkpoint
 from mmivit.weights.safe_globals import HAS_ALLOW_LIST
-from tests.conftest import CONFIGS, TIMEOUT, run_tool
+from tests.conftest import CONFIGS, TIMEOUT, run_tool, sample_of
 
 CONFIG = CONFIGS / 'mask_rcnn_ivit_shapes.py'
 IMAGES = 'data/shapes/images/validation'
@@ -118,7 +118,7 @@ def test_prediction_goes_on_past_unreadable_files(checkpoint, photos, tmp_path):
 def test_a_small_image_is_drawn_enlarged_with_its_boxes_in_place(checkpoint):
     detector = Detector(Config.fromfile(CONFIG), str(checkpoint), 'cpu', 0.0)
     image = np.zeros((128, 128, 3), np.uint8)
-    sample = detector.inferencer(image, return_datasamples=True)['predictions'][0]
+    sample = detector.inferencer(sample_of(image), return_datasamples=True)['predictions'][0]
     sample.pred_instances = sample.pred_instances[:1]
     sample.pred_instances.bboxes = torch.tensor([[32.0, 32, 96, 96]])
     sample.pred_instances.masks = np.zeros((1, 128, 128), bool)
@@ -133,7 +133,7 @@ def test_classes_that_the_checkpoint_does_not_name_are_the_configs(checkpoint, t
     state_dict = torch.load(checkpoint, weights_only=True)['state_dict']
     torch.save(dict(state_dict=state_dict, meta={}), tmp_path / 'x.pth')
     detector = Detector(Config.fromfile(CONFIG), str(tmp_path / 'x.pth'), 'cpu', 0.0)
-    _, record = detector(np.zeros((64, 64, 3), np.uint8))
+    _, record = detector(sample_of(np.zeros((64, 64, 3), np.uint8)))
     assert record['detections'][0]['name'] in ('circle', 'square', 'triangle', 'star', 'cross')
     assert detector.inferencer.visualizer.dataset_meta['classes'] == detector.classes
 

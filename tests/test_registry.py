@@ -49,7 +49,10 @@ def test_neither_package_is_imported_for_the_other(used, other, tmp_path):
         "assert not {'mmdet', 'mmseg'} & set(sys.modules)\n"
         f'from {used}.registry import MODELS\n'
         "assert 'IViT' in MODELS.module_dict\n"
-        f"assert '{other}' not in sys.modules\n",
+        f"assert '{other}' not in sys.modules\n"
+        'from mmengine.registry import VISUALIZERS\n'
+        f"assert VISUALIZERS.get('mmivit.{used[2:].title()}Visualizer')\n"
+        f"assert '{other}' not in sys.modules or '{used}' == 'mmseg'\n",
         tmp_path,
     )
 

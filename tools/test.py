@@ -17,7 +17,9 @@ def main() -> None:
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--work-dir', help='folder of logs and metrics')
     parser.add_argument(
-        '--out', help='keep predictions: a .pkl file (detection) or a folder (segmentation)'
+        '--out',
+        help='keep predictions: a .pkl file (detection), or a folder of label maps, whose values '
+        'are class indices from 0 (segmentation)',
     )
     parser.add_argument('--show', action='store_true', help='show predictions in a window')
     parser.add_argument('--show-dir', help='folder for pictures of the predictions')

@@ -20,13 +20,13 @@ env_cfg = dict(
     dist_cfg=dict(backend='nccl'),
 )
 visualizer = dict(
-    type='DetLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')], name='visualizer'
+    type='mmivit.DetVisualizer', vis_backends=[dict(type='LocalVisBackend')], name='visualizer'
 )
 log_processor = dict(type='LogProcessor', window_size=50, by_epoch=True)
 log_level = 'INFO'
 
-# tools/test.py --tta: the image and its mirror image. mmdet merges boxes only, so add
-# --cfg-options test_evaluator.metric=bbox to a config with masks.
+# tools/test.py --tta: the image and its mirror image. mmdet merges boxes only, so of a detector
+# with masks the boxes are evaluated.
 tta_model = dict(
     type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
 )

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from mmivit.analysis.attention_maps import attention_inputs, effective_map, kind_of, landmark_maps
 from mmivit.apis.config import read_config
+from mmivit.apis.images import read_image, viewable
 from mmivit.apis.inferencers import load_inferencer
 from mmivit.errors import CheckpointError
 from mmivit.models.attention import ATTENTIONS, MHSA, DecomposedMHSA, build_attention
 from mmivit.utils.figures import save_figure
-from mmivit.utils.files import check_absent
+from mmivit.utils.files import RefusedFile, check_absent
 from mmivit.weights.checkpoint import naming
 from mmivit.weights.sources import fetch
 
@@ -142,10 +143,9 @@ def show_attention(
     for path in filter(None, (image, config, checkpoint)):
         if not Path(path).is_file():
             raise FileNotFoundError(f'no file {path}, seen from {os.getcwd()}')
-    photo = mmcv.imread(str(image))
-    if photo is None:
-        raise ValueError(f'{image} is not an image that can be read')
-    height, width = photo.shape[:2]
+    load, source = (_load_timm, timm) if timm else (_load_config, config)
+    model, view = load(source, checkpoint, Path(image))
+    height, width = view.image.shape[:2]
     points = points or [(width * i // 4, height * i // 4) for i in (1, 2, 3)]
     for x, y in points:
         if not (0 <= x < width and 0 <= y < height):
@@ -153,8 +153,6 @@ def show_attention(
                 f'the point {x},{y} is outside the image: expected x from 0 to {width - 1} '
                 f'and y from 0 to {height - 1}'
             )
-    load, source = (_load_timm, timm) if timm else (_load_config, config)
-    model, view = load(source, checkpoint, photo)
     found = attention_inputs(model, view.inputs)
     pages = {}
     for name in _chosen(found, layers):
@@ -319,17 +317,23 @@ def _chosen(found: dict[str, tuple[MHSA, Tensor]], wanted: Sequence[str]) -> lis
     return [name for name in found if any(f'.{part}.' in f'.{name}.' for part in wanted)]
 
 
-def _load_config(config: str, checkpoint: str, photo: np.ndarray) -> tuple[nn.Module, View]:
-    """The model of an mmdet or mmseg config, and what its test pipeline makes of a BGR image."""
+def _load_config(config: str, checkpoint: str, path: Path) -> tuple[nn.Module, View]:
+    """The model of an mmdet or mmseg config, and what its test pipeline makes of an image."""
     inferencer, _ = load_inferencer(read_config(config), checkpoint, 'cpu')
-    data = inferencer.collate_fn([inferencer.pipeline(photo)])
-    data = inferencer.model.data_preprocessor(data, False)
+    try:
+        sample = read_image(path, inferencer.pipeline)
+    except RefusedFile as error:
+        raise ValueError(f'{path}: {error}') from error
+    packed = inferencer.pipeline(sample)
+    batch = dict(inputs=[packed['inputs']], data_samples=[packed['data_samples']])
+    data = inferencer.model.data_preprocessor(batch, False)
     scale = data['data_samples'][0].metainfo.get('scale_factor', (1.0, 1.0))
-    return inferencer.model, View(mmcv.bgr2rgb(photo), data['inputs'], tuple(scale))
+    image = mmcv.bgr2rgb(viewable(sample['img']))
+    return inferencer.model, View(image, data['inputs'], tuple(scale))
 
 
-def _load_timm(name: str, checkpoint: str, photo: np.ndarray) -> tuple[nn.Module, View]:
-    """A classifier, and a BGR image resized so that its shorter side is as in training."""
+def _load_timm(name: str, checkpoint: str, path: Path) -> tuple[nn.Module, View]:
+    """A classifier, and an image resized so that its shorter side is as in training."""
     import timm
     from PIL import Image
     from timm.data import create_transform, resolve_data_config
@@ -337,6 +341,9 @@ def _load_timm(name: str, checkpoint: str, photo: np.ndarray) -> tuple[nn.Module
     if not timm.is_model(name):
         known = ', '.join(timm.list_models('ivit_*'))
         raise ValueError(f'timm has no model {name!r}; expected one of {known}')
+    photo = mmcv.imread(str(path))
+    if photo is None:
+        raise ValueError(f'{path} is not an image that can be read')
     with naming(checkpoint):
         weights = fetch(checkpoint)
         model = timm.create_model(name, num_classes=len(weights.get('head.fc.bias', ())))

@@ -89,6 +89,11 @@ def innermost_datasets(node: dict | list | None) -> Iterator[dict]:
             yield node
 
 
+def tested_dataset(cfg: Config) -> dict:
+    """The config of the data set that is tested, the first of several; empty if there is none."""
+    return next(innermost_datasets(cfg.get('test_dataloader')), {})
+
+
 def innermost_evaluators(node: dict | list | None) -> Iterator[dict]:
     """Every metric of an evaluator's config, alone, in a list or in an evaluator of several."""
     if isinstance(node, (list, tuple)):

@@ -7,43 +7,48 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
-import cv2
-import mmcv
 import numpy as np
 from PIL import Image
 
+from mmivit.datasets.loaders import ImagePipeline, decodes_as_stock
 from mmivit.datasets.vetting import MOST_PIXELS, check_image
-from mmivit.utils.files import RefusedFile, check_regular
+from mmivit.utils.files import RefusedFile, check_regular, is_apple_double
 from mmivit.utils.text import printable
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
 
 
-def find_images(inputs: Iterable[str | Path], out: Path) -> list[tuple[Path, Path]]:
+def find_images(
+    inputs: Iterable[str | Path], out: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES
+) -> list[tuple[Path, Path]]:
     """The images of files and folders, each with its name relative to what was asked for.
 
     Args:
         inputs: files, and folders that are searched recursively.
         out: the folder to write, whose pictures and label maps are not taken for inputs.
+        suffixes: ends of the names that are looked for in folders, in lower case.
 
     Raises:
         FileNotFoundError: an input does not exist, or a folder holds no image.
     """
     found = []
+    suffixes = tuple(suffixes)
     outputs = [out.absolute() / name for name in ('pictures', 'labels')]
     for entry in map(Path, inputs):
         if entry.is_dir():
             left_out = [o for o in outputs if not entry.absolute().is_relative_to(o)]
-            named = (p for p in entry.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES)
+            named = (p for p in entry.rglob('*') if p.name.lower().endswith(suffixes))
             images = sorted(
                 path
                 for path in named
                 if not path.is_dir()
+                and not is_apple_double(path)
                 and not any(path.absolute().is_relative_to(folder) for folder in left_out)
             )
             if not images:
                 raise FileNotFoundError(
-                    f'{entry} holds no image; looked for {", ".join(IMAGE_SUFFIXES)}'
+                    f'{entry} holds no image; looked for {", ".join(suffixes)}. Files of other '
+                    "names can be given by name, or set the data set's img_suffix"
                 )
             found += [(path, path.relative_to(entry)) for path in images]
         elif entry.exists():
@@ -53,16 +58,33 @@ def find_images(inputs: Iterable[str | Path], out: Path) -> list[tuple[Path, Pat
     return found
 
 
-def read_image(path: Path) -> np.ndarray:
-    """An image as BGR, (H, W, 3) uint8, turned as its EXIF orientation says.
+def read_image(path: Path, pipeline: ImagePipeline) -> dict:
+    """A sample of a config's pipeline, whose ``img`` is the image as its loader makes it.
 
-    Pillow goes first: what is enormous or, if a PNG, damaged is not decoded.
+    Pillow goes first, where the files are of its formats: what is enormous or, if a PNG, damaged is
+    not decoded. Where the loader is none of mmcv's own, only files are let through to it.
 
     Raises:
         RefusedFile: it is no image, or too large to decode.
         OSError: there is no such file, or it may not be read.
     """
     check_regular(path)
+    if decodes_as_stock(pipeline.loader):
+        _check_decodable(path)
+    try:
+        sample = pipeline.load(path) or {}
+    except OSError:
+        raise
+    except Exception as error:  # the config's loader, which may be anyone's
+        raise RefusedFile(f'not loaded ({printable(error) or type(error).__name__})') from error
+    image = sample.get('img')
+    if not isinstance(image, np.ndarray) or image.ndim not in (2, 3) or not image.size:
+        found = getattr(image, 'shape', None) or type(image).__name__
+        raise RefusedFile(f'loaded as {found}, expected height x width, or with channels behind')
+    return sample
+
+
+def _check_decodable(path: Path) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # about sizes that are refused here
@@ -74,10 +96,22 @@ def read_image(path: Path) -> np.ndarray:
         raise
     except Exception as error:  # broken headers make Pillow's readers raise almost anything
         raise RefusedFile('not an image that can be read') from error
-    try:
-        image = mmcv.imread(str(path))
-    except cv2.error as error:
-        raise RefusedFile(f'not decoded ({printable(error)})') from error
-    if image is None:
-        raise RefusedFile('not an image that can be read')
-    return image
+
+
+def viewable(image: np.ndarray) -> np.ndarray:
+    """An image as people see it, to be drawn on: BGR, (H, W, 3) uint8.
+
+    Args:
+        image: as a loader makes it, (H, W) or (H, W, C). Grey is repeated, of more channels the
+            first three are taken; values that don't lie within [0, 255] as whole pixels' do are
+            stretched to it, from the least to the greatest.
+    """
+    image = np.atleast_3d(image)
+    image = image[..., :3] if image.shape[2] >= 3 else image[..., :1].repeat(3, 2)
+    if image.dtype == np.uint8:
+        return np.ascontiguousarray(image)
+    values = np.nan_to_num(image.astype(np.float64), posinf=0, neginf=0)
+    low, high = values.min(), values.max()
+    if low < 0 or not 1 < high <= 255:
+        values = (values - low) * (255 / (high - low or 1))
+    return values.astype(np.uint8)

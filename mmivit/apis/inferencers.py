@@ -1,8 +1,9 @@
-"""mmdet's and mmseg's inferencers and visualisers: an image in; a picture and a record out."""
+"""mmdet's and mmseg's inferencers and visualisers: an image in; a picture and a record out.
+
+Images are loaded and prepared by the config's own test pipeline, as tools/test.py does it.
+"""
 
 from __future__ import annotations
-
-import io
 
 import cv2
 import mmcv
@@ -12,13 +13,16 @@ from mmengine.config import Config
 from mmengine.infer import BaseInferencer
 from mmengine.registry import DATASETS
 from mmengine.structures import BaseDataElement, PixelData
-from PIL import Image
 
-from mmivit.apis.config import check_scope, innermost_datasets
+from mmivit.apis.config import check_scope, tested_dataset
+from mmivit.apis.images import viewable
 from mmivit.apis.large_images import exceeds_memory, slide_labels, upsampled_labels
 from mmivit.apis.models import check_weights, read_loadable
+from mmivit.apis.pictures import draw_legend, set_visualizer
 from mmivit.apis.runner import warn
 from mmivit.apis.settings import differing_settings
+from mmivit.datasets.loaders import ImagePipeline
+from mmivit.engine.label_maps import MOST_CLASSES, label_map_png
 from mmivit.errors import CheckpointError
 from mmivit.weights.checkpoint import dataset_meta, naming
 
@@ -31,6 +35,9 @@ def load_inferencer(
 ) -> tuple[BaseInferencer, dict]:
     """mmdet's or mmseg's inferencer with a checkpoint's weights, all of them.
 
+    Its ``pipeline`` is an :class:`~mmivit.datasets.loaders.ImagePipeline`, so it takes samples
+    which that has loaded.
+
     Args:
         cfg: a config of mmdet or mmseg.
         checkpoint: path or URL of a ``.pth`` file.
@@ -40,13 +47,14 @@ def load_inferencer(
         The inferencer, and the checkpoint's ``dataset_meta``, empty if it has none.
 
     Raises:
-        LaunchError: there is no such file, or the config's default_scope is neither mmdet nor
-            mmseg.
+        LaunchError: there is no such file, the config's default_scope is neither mmdet nor mmseg,
+            or its test pipeline cannot be built.
         CheckpointError: the checkpoint is unsafe, unreadable, or of another model.
     """
     inferencer_class = _inferencer_class(check_scope(cfg))
     loaded = read_loadable(checkpoint, 'checkpoint')
     doubts = differing_settings(cfg, checkpoint, loaded)  # inferencers change the config
+    set_visualizer(cfg)
     with naming(checkpoint):
         saved = dataset_meta(loaded or {})
         inferencer = inferencer_class(cfg, checkpoint, device=device)
@@ -55,18 +63,23 @@ def load_inferencer(
     return inferencer, saved
 
 
+class _AsTested:
+    """An inferencer with the whole test pipeline: the stock ones put a loader of theirs into it."""
+
+    def _init_pipeline(self, cfg: Config) -> ImagePipeline:
+        return ImagePipeline(tested_dataset(cfg).get('pipeline') or [], cfg.default_scope)
+
+
 def _inferencer_class(scope: str) -> type[BaseInferencer]:
     if scope == 'mmdet':
-        from mmdet.apis import DetInferencer
-
-        return DetInferencer
-    from mmseg.apis import MMSegInferencer
-
-    return MMSegInferencer
+        from mmdet.apis import DetInferencer as Stock
+    else:
+        from mmseg.apis import MMSegInferencer as Stock
+    return type(Stock.__name__, (_AsTested, Stock), {})
 
 
 class Detector:
-    """mmdet's inferencer: BGR image in, RGB picture and plain record out.
+    """mmdet's inferencer: a loaded sample in, RGB picture and plain record out.
 
     Args:
         score_thr: detections below this score are left out.
@@ -78,18 +91,16 @@ class Detector:
     def __init__(self, cfg: Config, checkpoint: str, device: str | None, score_thr: float) -> None:
         self.inferencer, saved = load_inferencer(cfg, checkpoint, device)
         self.inferencer.show_progress = False
-        self.model = self.inferencer.model
+        self.model, self.pipeline = self.inferencer.model, self.inferencer.pipeline
         self.classes = _names_and_colours(cfg, saved)['classes']
         # mmdet takes COCO's where the checkpoint names none.
         self.model.dataset_meta['classes'] = self.classes
         self.score_thr = score_thr
 
-    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, dict]:
-        sample = self.inferencer(image, return_datasamples=True)['predictions'][0]
-        sample.pred_instances = sample.pred_instances[
-            sample.pred_instances.scores >= self.score_thr
-        ]
-        record = self.inferencer.pred2dict(sample)  # bboxes x1, y1, x2, y2; masks as COCO RLE
+    def __call__(self, sample: dict) -> tuple[np.ndarray, dict]:
+        found = self.inferencer(sample, return_datasamples=True)['predictions'][0]
+        found.pred_instances = found.pred_instances[found.pred_instances.scores >= self.score_thr]
+        record = self.inferencer.pred2dict(found)  # bboxes x1, y1, x2, y2; masks as COCO RLE
         if max(record['labels'], default=0) >= len(self.classes):
             raise CheckpointError(f'it predicts more classes than the {len(self.classes)} named')
         detections = []
@@ -103,7 +114,7 @@ class Detector:
             if 'masks' in record:
                 detection['mask'] = record['masks'][i]
             detections.append(detection)
-        return self._draw(image, sample), dict(detections=detections)
+        return self._draw(viewable(sample['img']), found), dict(detections=detections)
 
     def _draw(self, image: np.ndarray, sample: BaseDataElement) -> np.ndarray:
         factor = _enlargement(*image.shape[:2])
@@ -123,7 +134,7 @@ class Detector:
 
 
 class Segmentor:
-    """mmseg's inferencer: BGR image in; RGB picture, plain record and label map (PNG) out.
+    """mmseg's inferencer: a loaded sample in; RGB picture, plain record and label map (PNG) out.
 
     Raises:
         LaunchError, CheckpointError: as in :func:`load_inferencer`; or there are too many classes.
@@ -131,15 +142,16 @@ class Segmentor:
 
     def __init__(self, cfg: Config, checkpoint: str, device: str | None) -> None:
         self.inferencer, saved = load_inferencer(cfg, checkpoint, device)
-        self.model = self.inferencer.model
-        if self.model.out_channels > 256:
-            raise CheckpointError(f'{checkpoint}: label maps of 8 bits hold 256 classes at most')
+        self.model, self.pipeline = self.inferencer.model, self.inferencer.pipeline
+        if self.model.out_channels > MOST_CLASSES:
+            most = f'label maps of 8 bits hold {MOST_CLASSES} classes at most'
+            raise CheckpointError(f'{checkpoint}: {most}')
         meta = _names_and_colours(cfg, saved)
         self.classes, self.palette = meta['classes'], meta['palette']
         self.inferencer.visualizer.dataset_meta = meta
 
-    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, dict, bytes]:
-        labels = self.label_map(image)
+    def __call__(self, sample: dict) -> tuple[np.ndarray, dict, bytes]:
+        labels = self.label_map(sample)
         counts = np.bincount(labels.ravel(), minlength=len(self.classes))
         found = {
             self.classes[i]: counts[i] / labels.size
@@ -147,16 +159,17 @@ class Segmentor:
             if counts[i]
         }
         record = dict(classes=list(self.classes), shares=found)
-        return self._draw(image, labels, found), record, self._png(labels)
+        picture = self._draw(viewable(sample['img']), labels, found)
+        return picture, record, label_map_png(labels, self.palette)
 
     @torch.no_grad()
-    def label_map(self, image: np.ndarray) -> np.ndarray:
-        """Class index of every pixel, (H, W) uint8, of a BGR image."""
+    def label_map(self, sample: dict) -> np.ndarray:
+        """Class index of every pixel, (H, W) uint8, of a loaded sample."""
         model = self.model
-        data = self.inferencer.collate_fn([self.inferencer.pipeline(image)])
+        data = self.inferencer.collate_fn([self.pipeline(sample)])
         data = model.data_preprocessor(data, False)
         inputs, meta = data['inputs'], data['data_samples'][0].metainfo
-        size = image.shape[:2]
+        size = tuple(sample['img'].shape[:2])
         padding = meta.get('img_padding_size', meta.get('padding_size', [0] * 4))
         left, right, top, bottom = padding
         rows = slice(top, inputs.shape[2] - bottom)
@@ -186,33 +199,9 @@ class Segmentor:
             'prediction', mmcv.bgr2rgb(image), sample, draw_gt=False, with_labels=False
         )
         overlay = visualizer.get_image()
-        return np.hstack([overlay, self._legend(len(overlay), found)])
-
-    def _legend(self, height: int, found: dict) -> np.ndarray:
-        """(height, width, 3) RGB; text grows with the picture and shrinks for many classes."""
-        line = min(height / 12, (height - 8) / max(len(found), 1))
-        scale = line / 44
-        lines = [f'{name} {share:.1%}' for name, share in found.items()]
-        font = cv2.FONT_HERSHEY_SIMPLEX
-        thick = max(1, round(scale * 1.5))
-        text = max(cv2.getTextSize(entry, font, scale, thick)[0][0] for entry in lines)
-        legend = np.full((height, int(text + 2.2 * line), 3), 255, np.uint8)
-        for i, (name, entry) in enumerate(zip(found, lines)):
-            top = int(4 + i * line)
-            box = int(line * 0.7)
-            colour = tuple(map(int, self.palette[self.classes.index(name)]))
-            left = int(line * 0.3)
-            cv2.rectangle(legend, (left, top), (left + box, top + box), colour, -1)
-            base = (int(line * 1.4), top + int(box * 0.85))
-            cv2.putText(legend, entry, base, font, scale, (0, 0, 0), thick, cv2.LINE_AA)
-        return legend
-
-    def _png(self, labels: np.ndarray) -> bytes:
-        picture = Image.fromarray(labels, mode='P')
-        picture.putpalette(np.array(self.palette, np.uint8).tobytes())
-        buffer = io.BytesIO()
-        picture.save(buffer, 'PNG')
-        return buffer.getvalue()
+        colours = (tuple(self.palette[self.classes.index(name)]) for name in found)
+        texts = (f'{name} {share:.1%}' for name, share in found.items())
+        return np.hstack([overlay, draw_legend(len(overlay), dict(zip(texts, colours)))])
 
 
 def _names_and_colours(cfg: Config, saved: dict) -> dict:
@@ -221,7 +210,7 @@ def _names_and_colours(cfg: Config, saved: dict) -> dict:
     Without either, mmdet names any model's classes as COCO's, mmseg as Cityscapes'.
     """
     meta = {key: saved.get(key) for key in ('classes', 'palette')}
-    node = next(innermost_datasets(cfg.get('test_dataloader')), None)
+    node = tested_dataset(cfg)
     if node and not all(meta.values()):
         dataset = dict(node, pipeline=[], lazy_init=True, _scope_=cfg.default_scope)
         own = DATASETS.build(dataset).metainfo

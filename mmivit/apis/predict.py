@@ -14,10 +14,11 @@ import mmcv
 import numpy as np
 from tqdm import tqdm
 
-from mmivit.apis.config import check_scope, read_config
-from mmivit.apis.images import find_images, read_image
+from mmivit.apis.config import check_scope, read_config, tested_dataset
+from mmivit.apis.images import IMAGE_SUFFIXES, find_images, read_image
 from mmivit.apis.inferencers import Detector, Segmentor
 from mmivit.datasets.images import darkness
+from mmivit.datasets.loaders import decodes_as_stock
 from mmivit.datasets.report import DataReport
 from mmivit.utils.files import RefusedFile, write_whole
 from mmivit.utils.text import printable
@@ -52,7 +53,8 @@ def predict(
     Args:
         config: the model's config.
         checkpoint: its weights.
-        inputs: images and folders (searched recursively).
+        inputs: images and folders (searched recursively), loaded as the config's test pipeline
+            does; files of its own format are found by the data set's ``img_suffix``.
         out: folder to write.
         device: 'cpu', 'cuda:0' and so on; the best available if not given.
         score_thr: detections below this score are left out; nothing to a segmentor.
@@ -70,7 +72,9 @@ def predict(
     """
     cfg = read_config(config, cfg_options=cfg_options)
     segments = check_scope(cfg) == 'mmseg'
-    images = find_images(inputs, Path(out))
+    own = tested_dataset(cfg).get('img_suffix', IMAGE_SUFFIXES[0]).lower()
+    suffixes = IMAGE_SUFFIXES if own.endswith(IMAGE_SUFFIXES) else (*IMAGE_SUFFIXES, own)
+    images = find_images(inputs, Path(out), suffixes)
     targets = [_targets(Path(out), name, segments) for _, name in images]
     if len(set(targets)) < len(targets):
         twice = next(t for i, t in enumerate(targets) if t in targets[:i])
@@ -90,9 +94,9 @@ def predict(
     report = PredictReport()
     for (path, _), paths in zip(tqdm(images, unit='image'), targets):
         try:
-            image = read_image(path)
-            picture, record, *label_map = predictor(image)
-            height, width = image.shape[:2]
+            sample = read_image(path, predictor.pipeline)
+            picture, record, *label_map = predictor(sample)
+            height, width = sample['img'].shape[:2]
             record = dict(image=str(path), width=width, height=height, **record)
             contents = [_jpeg(picture), json.dumps(record, indent=1).encode(), *label_map]
             for target, content in zip(paths, contents):
@@ -103,7 +107,8 @@ def predict(
             report.failed[path] = (str(error).strip() or type(error).__name__).splitlines()[0]
             continue
         report.written.append(path)
-        dark = darkness(path, image)
+        stock = decodes_as_stock(predictor.pipeline.loader)
+        dark = darkness(path, sample['img']) if stock else None
         report.doubts.add([dark] if dark else [])
     return report
 

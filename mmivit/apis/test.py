@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import MODELS
 
 from mmivit.apis.check_data import check_before_run
-from mmivit.apis.config import check_channels, check_paths, read_config
+from mmivit.apis.config import (
+    check_channels,
+    check_paths,
+    innermost_evaluators,
+    read_config,
+    tested_dataset,
+)
 from mmivit.apis.models import check_weights, read_loadable
+from mmivit.apis.pictures import draw_predictions
 from mmivit.apis.runner import build_runner, warn
 from mmivit.apis.settings import differing_settings
+from mmivit.datasets.evaluators import wants_masks
+from mmivit.datasets.loaders import class_of, find_loaders, loading
+from mmivit.engine.label_maps import LabelMapHook
 from mmivit.errors import LaunchError
 
 
@@ -31,11 +42,13 @@ def evaluate(
         checkpoint: path of the weights.
         work_dir: folder of logs and metrics; ``work_dirs/<config's name>`` if not given here or
             in the config.
-        out: where predictions are kept: a .pkl file in detection, a folder in segmentation.
+        out: where predictions are kept: a .pkl file in detection; in segmentation a folder of label
+            maps, as predict.py writes them.
         show: show each picture in a window.
         show_dir: folder below the work dir for pictures.
         wait_time: seconds between pictures.
-        tta: test-time augmentation, as the config's ``tta_model`` and ``tta_pipeline`` say.
+        tta: test-time augmentation, as the config's ``tta_model`` and ``tta_pipeline`` say; of a
+            detector with masks, boxes alone.
         cfg_options: what to override in the config, by dotted key.
         launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
 
@@ -56,23 +69,9 @@ def evaluate(
     loaded = read_loadable(checkpoint, 'checkpoint')
     doubts += differing_settings(cfg, checkpoint, loaded)
     if show or show_dir:
-        hook = cfg.default_hooks.visualization
-        hook.update(draw=True, show=show, wait_time=wait_time)
-        if show_dir:
-            if cfg.default_scope == 'mmdet':
-                hook.test_out_dir = show_dir
-            else:
-                cfg.visualizer.save_dir = show_dir
+        draw_predictions(cfg, show, show_dir, wait_time)
     if tta:
-        if not cfg.get('tta_model') or not cfg.get('tta_pipeline'):
-            raise LaunchError(f'--tta: {config} defines no tta_model and tta_pipeline')
-        cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
-        cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-    if out and cfg.default_scope == 'mmseg':
-        evaluators = cfg.test_evaluator
-        for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
-            if 'IoUMetric' in str(evaluator['type']):  # the one that writes label maps
-                evaluator.update(output_dir=out, keep_results=True)
+        doubts += _augment(cfg, config)
     runner = build_runner(cfg)
     warn(doubts)
     check_weights(runner.model, checkpoint, loaded)
@@ -80,4 +79,44 @@ def evaluate(
         from mmdet.evaluation import DumpDetResults
 
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=out))
+    elif out:
+        runner.register_hook(LabelMapHook(out))
     return runner.test()
+
+
+def _augment(cfg: Config, config: str) -> list[str]:
+    """Set test-time augmentation; what is to be said of it.
+
+    Raises:
+        LaunchError: the config defines none, or one that does not fit its model or images.
+    """
+    if not cfg.get('tta_model') or not cfg.get('tta_pipeline'):
+        raise LaunchError(f'--tta: {config} defines no tta_model and tta_pipeline')
+    pipelines = tested_dataset(cfg).get('pipeline') or [], cfg.tta_pipeline
+    own, augmented = (loading(find_loaders(part, cfg.default_scope).image) for part in pipelines)
+    if own != augmented:
+        raise LaunchError(
+            f'--tta: tta_pipeline loads images by {augmented}, the test pipeline by {own}; '
+            'give both the same'
+        )
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+    doubts = _leave_masks_out(cfg) if cfg.default_scope == 'mmdet' else []
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    return doubts
+
+
+def _leave_masks_out(cfg: Config) -> list[str]:
+    """mmdet merges boxes alone, and asserts that there are no masks."""
+    from mmdet.models import DetTTAModel
+
+    if class_of(MODELS, cfg.tta_model, 'mmdet') is DetTTAModel:
+        cfg.tta_model.type = 'mmivit.BoxTTAModel'
+    judging = [node for node in innermost_evaluators(cfg.test_evaluator) if wants_masks(node)]
+    for evaluator in judging:
+        metrics = evaluator['metric']
+        if isinstance(metrics, str) or set(metrics) == {'segm'}:
+            raise LaunchError(
+                '--tta: mmdet merges boxes alone, and test_evaluator.metric asks for masks alone'
+            )
+        evaluator['metric'] = [metric for metric in metrics if metric != 'segm']
+    return ['--tta: mmdet merges boxes alone; masks are not evaluated.'] if judging else []

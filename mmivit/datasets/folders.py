@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from mmivit.utils.files import is_apple_double
+
 
 def write_folder(
     root: str | Path,
@@ -42,7 +44,8 @@ def write_folder(
         raise FileExistsError(f'{root} holds no {name}; --force replaces nothing else')
     if occupied and not force:
         pattern, count = pictures
-        if held == wanted and sum(1 for _ in root.rglob(pattern)) == count:
+        there = sum(not is_apple_double(path) for path in root.rglob(pattern))
+        if held == wanted and there == count:
             return False
         if held == wanted:
             raise FileExistsError(f'{root} lacks images of this data set; --force writes it anew')

@@ -156,6 +156,8 @@ def darkness(path: str | Path, loaded: np.ndarray) -> Finding | None:
         return None
     kind, where = 'images that load nearly black', f'{path}: at most {loaded.max():g} of 255'
     stored = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if stored is not None and stored.dtype.kind == 'f':
+        return None  # of a range of its own, which loading keeps
     if stored is None or stored.dtype != np.uint16 or stored.max() <= 255:
         return Finding(kind, where, problem=False)
     where += f', {stored.max()} of 65535 in the file'

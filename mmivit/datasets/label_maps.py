@@ -21,6 +21,7 @@ from mmivit.datasets.images import (
 )
 from mmivit.datasets.loaders import Loaders, decodes_as_stock
 from mmivit.datasets.report import DataReport, Finding, first_line
+from mmivit.utils.files import is_apple_double
 
 IGNORED = 255  # label, in data sets that don't say
 
@@ -48,7 +49,8 @@ def check_label_maps(
         named = {entry.get('seg_map_path') for entry in entries}
         for root, _, names in os.walk(dataset.data_prefix.get('seg_map_path') or ''):
             for path in sorted(os.path.join(root, name) for name in names):
-                if path.endswith(dataset.seg_map_suffix) and path not in named:
+                is_map = path.endswith(dataset.seg_map_suffix) and not is_apple_double(path)
+                if is_map and path not in named:
                     report.add([Finding('label maps without an image', path, problem=False)])
     look = partial(
         look_at_pair,

@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from mmivit.datasets.photographs import package_folder, read_image, write_image, write_photographs
+from mmivit.utils.files import is_apple_double
 from mmivit.utils.text import listed
 
 TREE_CLASSES = ('tree',)  # deepforest's labels Tree, Alive and Dead are all crowns
@@ -137,7 +138,7 @@ def read_trees(source: str | Path) -> list[Photograph]:
         ValueError: an annotation file isn't Pascal VOC's, or of another picture.
     """
     folder = package_folder(source, 'deepforest/data', 'deepforest')
-    files = sorted(folder.glob('*.xml'))
+    files = sorted(path for path in folder.glob('*.xml') if not is_apple_double(path))
     if not files:
         raise FileNotFoundError(f'{folder} holds no annotation file *.xml')
     return [_read_voc(path) for path in files]

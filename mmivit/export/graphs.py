@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 
-from mmivit.apis.config import check_channels, read_config
+from mmivit.apis.config import check_channels, read_config, tested_dataset
 from mmivit.apis.models import load_model
+from mmivit.datasets.loaders import decodes_as_stock, find_loaders, loading
 from mmivit.errors import ExportError
 from mmivit.export.parity import SIZES, Parity, check_parity
 from mmivit.models.attention import average_blocks
@@ -218,12 +219,8 @@ class ModelTarget(Target):
         self.model = model
         self.options = cfg.model.get('data_preprocessor') or {}
         self.channels = cfg.model.backbone.get('in_channels', 3)
-        content = 'as the pipeline packs it'
-        for swap, order in (('rgb_to_bgr', 'RGB'), ('bgr_to_rgb', 'BGR')):
-            if self.options.get(swap) and self.options.get('mean'):
-                content = f'{order}, 0 to 255'
         self.takes = (
-            f'float32, batch x {self.channels} x height x width, {content}; '
+            f'float32, batch x {self.channels} x height x width, {_content(cfg)}; '
             'normalised and padded inside'
         )
 
@@ -285,6 +282,17 @@ class DetectorTarget(ModelTarget):
     def reference(self, images: Tensor) -> Sequence[Tensor]:
         inputs = self.model.data_preprocessor(dict(inputs=list(images)), False)['inputs']
         return self.model.extract_feat(inputs)
+
+
+def _content(cfg: Config) -> str:
+    """What images hold, as the loader of the config's test pipeline makes them."""
+    pipeline = tested_dataset(cfg).get('pipeline') or []
+    loader = find_loaders(pipeline, cfg.get('default_scope')).image
+    content = ''
+    if decodes_as_stock(loader):
+        kind = loader.color_type.partition('_')[0]  # some end in _ignore_orientation
+        content = dict(color='BGR, 0 to 255, ', grayscale='grey, 0 to 255, ').get(kind, '')
+    return f'{content}as loaded by {loading(loader)}'
 
 
 # The first that fits is taken: one for fewer models stands before one for more.

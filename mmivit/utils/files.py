@@ -23,6 +23,11 @@ def check_regular(path: str | Path) -> None:
         raise RefusedFile('a folder, pipe or device, not a file')
 
 
+def is_apple_double(path: str | Path) -> bool:
+    """Is it what a Mac writes beside a file on a disk of others: ``._name.jpg``, no image?"""
+    return Path(path).name.startswith('._')
+
+
 def check_absent(path: str | Path, force: bool) -> None:
     """Raise FileExistsError if the file exists, unless ``force``."""
     if Path(path).exists() and not force:

@@ -59,10 +59,9 @@ def arguments(folder, scope):
 
 def load(folder, scope):
     settings = arguments(folder, scope)
-    photo = cv2.imread(str(settings['image']))
     if scope == 'timm':
-        return _load_timm(settings['timm'], settings['checkpoint'], photo)
-    return _load_config(str(settings['config']), settings['checkpoint'], photo)
+        return _load_timm(settings['timm'], settings['checkpoint'], settings['image'])
+    return _load_config(str(settings['config']), settings['checkpoint'], settings['image'])
 
 
 def padded(size, scale, divisor=32):

@@ -11,20 +11,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmivit.apis.images import find_images, read_image
+from mmivit.apis.images import find_images, read_image, viewable
+from mmivit.datasets.loaders import ImagePipeline
 from mmivit.utils.files import RefusedFile
 from tests.conftest import ROOT, TIMEOUT
 
+STOCK = ImagePipeline([dict(type='LoadImageFromFile')], None)
 READER = """
 import resource, sys
 from pathlib import Path
 from mmivit.apis.images import read_image
+from mmivit.datasets.loaders import ImagePipeline
 from mmivit.utils.files import RefusedFile
+pipeline = ImagePipeline([dict(type='LoadImageFromFile')], None)
 size = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + 2**29,) * 2)
 for path in sys.argv[1:]:
     try:
-        print(path, read_image(Path(path)).shape)
+        print(path, read_image(Path(path), pipeline)['img'].shape)
     except RefusedFile as error:
         print(path, error)
 """
@@ -82,7 +86,7 @@ def test_decompression_bombs_are_not_decoded(tmp_path):
 def test_what_is_no_image(content, tmp_path):
     (tmp_path / 'a.png').write_bytes(content)
     with pytest.raises(RefusedFile, match='not an image'):
-        read_image(tmp_path / 'a.png')
+        read_image(tmp_path / 'a.png', STOCK)
 
 
 def test_pipes_and_folders_are_not_read(tmp_path):
@@ -95,13 +99,31 @@ def test_pipes_and_folders_are_not_read(tmp_path):
     ]
     for name in ('a.png', 'b.png', 'c.png'):
         with pytest.raises(RefusedFile, match='pipe'):
-            read_image(tmp_path / name)
+            read_image(tmp_path / name, STOCK)
 
 
 def test_an_image_is_read_as_opencv_does(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (7, 9, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / 'a.png')
-    assert (read_image(tmp_path / 'a.png') == pixels[..., ::-1]).all()
+    assert (read_image(tmp_path / 'a.png', STOCK)['img'] == pixels[..., ::-1]).all()
+
+
+@pytest.mark.parametrize(
+    ('image', 'seen'),
+    [
+        (np.uint8([[7, 9]]), [7, 9]),
+        (np.uint8([[[7], [9]]]), [7, 9]),
+        (np.float32([[7, 9]]), [7, 9]),  # what to_float32 makes of whole pixels
+        (np.uint16([[0, 4095]]), [0, 255]),
+        (np.float32([[-1, 0, 1, np.nan]]), [0, 127, 255, 127]),
+        (np.zeros((1, 2, 5), np.int16), [0, 0]),
+    ],
+)
+def test_any_image_can_be_drawn_on(image, seen):
+    picture = viewable(image)
+    assert picture.shape == (*image.shape[:2], 3)
+    assert picture.dtype == np.uint8
+    assert picture[0, :, 2].tolist() == seen
 
 
 def test_its_own_pictures_are_no_inputs(tmp_path, monkeypatch):

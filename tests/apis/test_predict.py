@@ -10,15 +10,16 @@ import pytest
 from PIL import Image
 
 from mmivit.apis import predict
+from mmivit.datasets.loaders import ImagePipeline
 from mmivit.errors import LaunchError
 
 
 class Blind:
     def __init__(self, *args):
-        pass
+        self.pipeline = ImagePipeline([dict(type='LoadImageFromFile')], None)
 
-    def __call__(self, image):
-        return image, dict(detections=[])
+    def __call__(self, sample):
+        return sample['img'], dict(detections=[])
 
 
 @pytest.fixture
@@ -107,6 +108,13 @@ def test_a_picture_too_long_for_a_jpeg_fails_alone(run, monkeypatch):
     report = run()
     assert [path.name for path in report.written] == ['a.png']
     assert '65500 pixels' in next(iter(report.failed.values()))
+
+
+def test_what_a_mac_writes_beside_images_is_passed_over(run):
+    Path('photos/._a.png').write_bytes(b'\0\5\x16\7\0\2\0\0Mac OS X')
+    report = run()
+    assert [path.name for path in report.written] == ['a.png']
+    assert not report.failed
 
 
 def test_twelve_bits_in_a_sixteen_bit_file_are_named(run):

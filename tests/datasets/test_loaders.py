@@ -7,7 +7,7 @@ import pytest
 from mmcv.transforms import BaseTransform, LoadImageFromFile
 from mmengine.registry import TRANSFORMS
 
-from mmivit.datasets.loaders import find_loaders
+from mmivit.datasets.loaders import ImagePipeline, find_loaders, loading
 from mmivit.errors import LaunchError
 
 
@@ -65,3 +65,24 @@ def test_a_loader_that_cannot_be_built():
         find_loaders([dict(type='NoSuchLoader')], 'mmdet')
     with pytest.raises(LaunchError, match=r'LoadImageFromFile: .*speed'):
         find_loaders([dict(type='LoadImageFromFile', speed=9)], 'mmdet')
+
+
+def test_a_pipeline_for_images_without_labels(tmp_path):
+    np.save(tmp_path / 'a.npy', np.arange(6).reshape(2, 3))
+    steps = [dict(type='ReadTile'), dict(type='LoadLabelAnnotation'), dict(type='Pad', size=(4, 4))]
+    pipeline = ImagePipeline(steps, 'mmdet')
+    assert type(pipeline.loader) is ReadTile
+    sample = pipeline.load(tmp_path / 'a.npy')
+    assert sample['img'].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert pipeline(sample)['img'].shape == (4, 4)
+    assert sample['img'].shape == (2, 3)  # as it was loaded: it is drawn on
+    with pytest.raises(LaunchError, match='nothing loads an image'):
+        ImagePipeline([dict(type='LoadAnnotations')], 'mmseg')
+
+
+def test_how_a_loader_decodes_is_said_as_a_config_says_it():
+    assert loading(LoadImageFromFile(to_float32=True)) == 'LoadImageFromFile'
+    grey = LoadImageFromFile(color_type='grayscale', imdecode_backend='pillow')
+    said = "LoadImageFromFile(color_type='grayscale', imdecode_backend='pillow')"
+    assert loading(grey) == said
+    assert loading(ReadTile()) == 'ReadTile'

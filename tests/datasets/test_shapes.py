@@ -182,6 +182,7 @@ def test_configs_name_the_classes_that_are_drawn():
 
 
 def test_an_existing_folder_is_safe(root):
+    (root / 'images/training/._000000.jpg').touch()  # a Mac's, which is no image of it
     before = files(root)
     assert not write_dataset(root, SPEC)  # it is there already
     with pytest.raises(FileExistsError, match='--force'):

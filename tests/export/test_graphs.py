@@ -21,6 +21,7 @@ from mmivit.export.benchmark import scatter
 from mmivit.export.graphs import BackboneTarget, SegmentorTarget, find_target
 from mmivit.models import IViT
 from tests.conftest import CONFIGS, ROOT, run_tool
+from tests.datasets.test_loaders import ReadTile  # noqa: F401, registered
 
 pytestmark = pytest.mark.skipif(
     digit_version(torch.__version__) < digit_version('2.5.0'), reason='its exporter is too old'
@@ -106,6 +107,28 @@ def test_a_graph_says_what_it_takes_and_holds_nothing_of_this_machine(segmentor)
     dims = [dim.dim_param or dim.dim_value for dim in image.type.tensor_type.shape.dim]
     assert dims == ['batch', 3, 'height', 'width']
     assert str(ROOT).encode() not in segmentor[1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ('loader', 'content'),
+    [
+        (dict(type='LoadImageFromFile'), 'BGR, 0 to 255, as loaded by LoadImageFromFile;'),
+        (
+            dict(type='LoadImageFromFile', color_type='grayscale'),
+            "grey, 0 to 255, as loaded by LoadImageFromFile(color_type='grayscale');",
+        ),
+        (
+            dict(type='LoadImageFromFile', color_type='unchanged'),
+            "width, as loaded by LoadImageFromFile(color_type='unchanged');",
+        ),
+        (dict(type='ReadTile'), 'width, as loaded by ReadTile;'),
+    ],
+)
+def test_a_graph_says_how_the_config_loads_images(loader, content):
+    cfg = Config.fromfile(SEGMENTOR)
+    cfg.test_dataloader.dataset.pipeline[0] = loader
+    cfg.model.data_preprocessor.update(bgr_to_rgb=False, rgb_to_bgr=True)  # says nothing of it
+    assert content in find_target(build_model(cfg), cfg).takes
 
 
 def test_the_documents_example_runs(segmentor, tmp_path, monkeypatch):

@@ -46,6 +46,7 @@ from safetensors.torch import save
 unpickler.Unpickler.load = atheris.instrument_func(unpickler.Unpickler.load)
 with atheris.instrument_imports(include=['mmivit']):
     from mmivit.apis import predict
+    from mmivit.datasets.loaders import ImagePipeline
     from mmivit.errors import CheckpointError
     from mmivit.models import IViT
     from mmivit.weights import checkpoint, converters, kinds
@@ -238,6 +239,16 @@ class Converter:
                 del state[other]
 
 
+class Blind:
+    """A detector that finds nothing."""
+
+    def __init__(self, *args: object) -> None:
+        self.pipeline = ImagePipeline([dict(type='LoadImageFromFile')], 'mmdet')
+
+    def __call__(self, sample: dict) -> tuple[np.ndarray, dict]:
+        return sample['img'][:8, :8], dict(detections=[])
+
+
 class Images:
     """A folder of files with any names, and links; through predict, with the network left out."""
 
@@ -247,7 +258,7 @@ class Images:
         self.folder = folder
         (folder / 'config.py').touch()
         Config.fromfile = staticmethod(lambda path: Config(dict(default_scope='mmdet')))
-        predict.Detector = lambda *args: lambda image: (image[:8, :8], dict(detections=[]))
+        predict.Detector = Blind
 
     def seeds(self) -> list[bytes]:
         seeds = []
