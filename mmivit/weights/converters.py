@@ -48,6 +48,7 @@ class ConversionReport:
         source: what the file was read as, one of :data:`mmivit.converters.SOURCES`.
         target: 'backbone' or 'timm'.
         arch: the architecture by name, or depths and widths if it has none.
+        trained_with: which of the four attentions the file's weights were trained with.
         matched: tensors of the result.
         missing: tensors of the model that the file lacks: they keep their initial value.
         unexpected: tensors of the file that nobody asked to leave out. :func:`convert` refuses
@@ -61,6 +62,7 @@ class ConversionReport:
     source: str
     target: str
     arch: str
+    trained_with: str
     matched: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
@@ -153,7 +155,7 @@ def convert(
         raise CheckpointError(
             f'this is no {kind.name!r}: {type(error).__name__} {printable(error)}'
         ) from error
-    report = ConversionReport(kind.name, target, _arch_name(shape), dropped=dropped)
+    report = ConversionReport(kind.name, target, _arch_name(shape), trained_with, dropped=dropped)
     converted = {}
     for key, tensor in state.items():
         if key in expected:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmivit.errors import CheckpointError
 from mmivit.registry import WEIGHT_INITIALIZERS
+from mmivit.weights.agreement import standing
 from mmivit.weights.checkpoint import naming
-from mmivit.weights.converters import ConversionReport, convert, is_optional
+from mmivit.weights.converters import LINEAR, ConversionReport, convert, is_optional
 from mmivit.weights.kinds import SOURCES
 from mmivit.weights.sources import fetch
 
@@ -24,6 +26,9 @@ class PretrainedIViT:
         backbone=dict(
             type='mmivit.IViT',
             init_cfg=dict(type='mmivit.PretrainedIViT', checkpoint='caformer_s18.pth'))
+
+    The log says what became of every tensor and, where landmarks take the place of whole maps, how
+    far that moved the features.
 
     Args:
         checkpoint: a file (``.pth``, ``.safetensors``), a URL, or ``timm://`` and the name of a
@@ -59,6 +64,9 @@ class PretrainedIViT:
             raise CheckpointError(f'{error}. To start from scratch: {FROM_SCRATCH}') from error
         print_log(f'{self.checkpoint}\n{report.table()}', logger='current')
         module.load_state_dict(own, strict=False)
+        # Other processes have the same weights, and wait where MMEngine joins them.
+        if report.trained_with == 'mhsa' and attention in LINEAR and is_main_process():
+            print_log(standing(module), logger='current')
 
 
 def _fitting(module: nn.Module, converted: dict[str, Tensor], report: ConversionReport) -> dict:

@@ -1,11 +1,14 @@
 """A backbone that starts from a file, as a config asks for it."""
 
+import re
+
 import pytest
 import timm
 import torch
 
 from mmivit.errors import CheckpointError
 from mmivit.models import IViT
+from mmivit.weights.agreement import agreement, smooth_images
 from mmivit.weights.pretrained import PretrainedIViT
 from tests.weights.states import equal, prefixed, randomise, small_caformer
 
@@ -22,6 +25,35 @@ def test_a_backbone_starts_from_caformer(attention, channels, folder, log):
     assert torch.equal(model.stages[3].blocks[1].token_mixer.qkv.weight, expected)
     report = next(line for line in log if line.startswith('caformer.pth'))
     assert 'caformer -> backbone, iViT nano' in report
+
+
+@pytest.mark.parametrize('paper_start', [False, True])
+@pytest.mark.parametrize('attention', ['imhsa', 'decomposed', 'mhsa'])
+@pytest.mark.parametrize('source', ['caformer', 'mhsa', 'imhsa'])
+def test_how_a_converted_backbone_stands_is_logged(source, attention, paper_start, folder, log):
+    caformer = source == 'caformer'
+    state = small_caformer() if caformer else randomise(IViT('nano', attention=source))
+    torch.save(state.state_dict(), 'source.pth')
+    model = IViT('nano', in_channels=4, attention=attention).train()
+    stream = torch.get_rng_state()
+    PretrainedIViT('source.pth', paper_start=paper_start)(model)
+    assert torch.equal(torch.get_rng_state(), stream)  # so that resumption stays exact
+    assert all(module.training for module in model.modules())
+    lines = [re.findall(r'(\d\.\d+) in stage (\d)', line) for line in log if 'synthetic' in line]
+    if source == 'imhsa' or attention == 'mhsa':
+        assert not lines
+        return
+    ((third, fourth),) = lines
+    images = smooth_images(2, 4, 224)
+    expected = [(f'{e.error:.3f}', stage) for e, stage in zip(agreement(model, images), '34')]
+    assert [third, fourth] == expected
+
+
+def test_processes_but_the_first_leave_it_to_the_first(folder, log, monkeypatch):
+    monkeypatch.setattr('mmivit.weights.pretrained.is_main_process', lambda: False)
+    torch.save(small_caformer().state_dict(), 'source.pth')
+    PretrainedIViT('source.pth')(IViT('nano'))
+    assert not any('synthetic' in line for line in log)
 
 
 def test_a_backbone_starts_from_a_detectors(folder):
