@@ -8,14 +8,23 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import mmcv
 import numpy as np
+import torch
 from torch import Tensor, nn
 
-from mmivit.analysis.attention_maps import attention_inputs, effective_map, kind_of, landmark_maps
+from mmivit.analysis.attention_maps import (
+    COLLAPSED,
+    attention_inputs,
+    effective_map,
+    key_less_maps,
+    kind_of,
+    landmark_maps,
+    layer_diversity,
+)
 from mmivit.apis.config import read_config
 from mmivit.apis.inferencers import load_inferencer
 from mmivit.errors import CheckpointError
@@ -23,6 +32,7 @@ from mmivit.models.attention import ATTENTIONS, MHSA, DecomposedMHSA, build_atte
 from mmivit.utils.figures import save_figure
 from mmivit.utils.files import check_absent
 from mmivit.weights.checkpoint import naming
+from mmivit.weights.converters import LINEAR, LOCAL_START
 from mmivit.weights.sources import fetch
 
 if TYPE_CHECKING:
@@ -41,6 +51,8 @@ FORMULAS = {
     'interactive': '$I(A)$',
     'imhsa': "$A_Q' A_K'$",
 }
+PARTS = dict(content='content alone', locality='locality alone', both='both')
+MOST_ROWS = 512  # of an effective map, that are looked at for the summary
 MAX_DRAWN = 480  # pixels of the longer side of the photo below a map
 
 
@@ -99,6 +111,17 @@ class Panel:
     box: tuple[tuple[int, int], tuple[int, int]] | None = None
 
 
+class Shown(NamedTuple):
+    """What :func:`show_attention` has drawn.
+
+    Attributes:
+        summary: lines for people, on every layer drawn.
+    """
+
+    files: list[Path]
+    summary: str
+
+
 def show_attention(
     image: str | Path,
     checkpoint: str,
@@ -108,14 +131,15 @@ def show_attention(
     points: Sequence[tuple[int, int]] = (),
     layers: Sequence[str] = (),
     force: bool = False,
-) -> list[Path]:
+) -> Shown:
     """Draw what the heads of a trained model attend to, from chosen points of an image.
 
     For every layer, ``out/IMAGE.LAYER.heads.png`` (the rows A_Q' A_K' of the points' tokens, head
-    by head), ``.landmarks.png`` (the rows of A_K' of the landmarks in which the points lie; not
-    for 'mhsa' and 'interactive') and ``.attentions.png`` (the four kinds side by side, each with
-    the layer's projections and input, averaged over heads). The model sees the image as its test
-    pipeline makes it, at once even where it is tested on sliding windows.
+    by head) and ``.attentions.png`` (the four kinds side by side, each with the layer's projections
+    and input, averaged over heads); where there are landmarks, also ``.landmarks.png`` (the rows of
+    A_K' of those in which the points lie) and ``.queries.png`` (the rows of A_Q: which landmarks
+    the points' tokens read, by content alone, by locality alone and by both). The model sees the
+    image as its test pipeline makes it, at once even where it is tested on sliding windows.
 
     Args:
         image: the file.
@@ -127,9 +151,6 @@ def show_attention(
         layers: names of attentions, or parts of names such as 'stages.3'; the deepest of the
             finest grid if not given.
         force: replace pictures drawn earlier.
-
-    Returns:
-        The files written.
 
     Raises:
         FileNotFoundError: the image, the config or the checkpoint is missing.
@@ -156,15 +177,16 @@ def show_attention(
     load, source = (_load_timm, timm) if timm else (_load_config, config)
     model, view = load(source, checkpoint, photo)
     found = attention_inputs(model, view.inputs)
-    pages = {}
+    pages, summary = {}, []
     for name in _chosen(found, layers):
         for kind, page in _pages(name, *found[name], view, points).items():
             pages[Path(out, f'{Path(image).stem}.{name}.{kind}.png')] = page
+        summary.append(_summary(name, *found[name]))
     for path in pages:
         check_absent(path, force)
     for path, (title, rows) in pages.items():
         save_figure(draw(view, title, rows), path)
-    return list(pages)
+    return Shown(list(pages), '\n'.join(summary))
 
 
 def draw(view: View, title: str, rows: Sequence[Sequence[Panel | None]]) -> Figure:
@@ -258,12 +280,14 @@ def _pages(
             f'frame), ${mark}$, head by head. {unit}',
             _rows(points, maps, heads, boxes),
         )
+        pages['queries'] = _queries_page(name, module, x, points, tokens)
     maps, titles = [], []
     for other in ATTENTIONS:
         rows = effective_map(_as_kind(module, other), x, tokens)
         maps.append(_as_grids(rows, grid).mean(0))
         unmixed = ', heads unmixed' if other in ('interactive', 'imhsa') else ''
-        note = "the model's own" if other == kind else f'not trained so{unmixed}'
+        as_converted = ', as converted' if other in LINEAR and kind not in LINEAR else ''
+        note = "the model's own" if other == kind else f'not trained so{unmixed}{as_converted}'
         titles.append(f'{other}\n({note})')
     pages['attentions'] = (
         f'{name}: the four attentions from the starred point, mean over heads. The model has '
@@ -273,12 +297,63 @@ def _pages(
     return pages
 
 
+def _queries_page(
+    name: str, module: DecomposedMHSA, x: Tensor, points: Sequence[tuple[int, int]], tokens
+) -> tuple[str, list[list[Panel | None]]]:
+    """Title and panels of the picture of A_Q: three rows to a point, landmarks as their blocks."""
+    sides = [min(module.landmarks, size) for size in x.shape[1:3]]
+    blocks = [
+        [_landmark(i, size, module.landmarks)[0] for i in range(size)] for size in x.shape[1:3]
+    ]
+    heads = [
+        f'head {i}: content {content:.2f}\nlocality {locality:.2f}'
+        for i, (content, locality) in enumerate(zip(module.content, module.locality))
+    ]
+    lines = []
+    maps = {
+        part: _as_grids(rows, tuple(sides))[..., blocks[0], :][..., blocks[1]]
+        for part, rows in key_less_maps(module, x, tokens).items()
+    }
+    for i, point in enumerate(points):
+        for part, label in PARTS.items():
+            lines += _rows([point], maps[part][:, i : i + 1], heads, label=label)
+    interaction = ', before heads interact' if kind_of(module) == 'imhsa' else ''
+    title = (
+        f'{name} ({kind_of(module)}): which landmarks the token of the starred point reads, $A_Q$ '
+        r'= softmax(content $Q k^T / \sqrt{d}$ - locality $|p_n - p_l|^2$), head by head'
+        f'{interaction}. Colours: multiples of 1/L, L = {sides[0]} x {sides[1]} landmarks.'
+    )
+    return title, lines
+
+
+def _summary(name: str, module: MHSA, x: Tensor) -> str:
+    """What people should know of a layer, in lines; of a large map some rows are looked at."""
+    tokens = x.shape[1] * x.shape[2]
+    rows = torch.linspace(0, tokens - 1, min(tokens, MOST_ROWS)).long().tolist()
+    found = layer_diversity(name, module, x, rows)
+    lines = [f'{name}: {found.attention}, {x.shape[1]} x {x.shape[2]} tokens, {found.heads} heads']
+    if isinstance(module, DecomposedMHSA):
+        for number in ('content', 'locality'):
+            values = ' '.join(f'{value:.2f}' for value in getattr(module, number))
+            lines.append(f'{number} by head: {values}')
+    lines.append(
+        f'effective maps: effective rank {found.effective_rank:.2f} (mean of heads), cosine '
+        f'{found.map_cosine:.2f} (mean of pairs of heads)'
+    )
+    if found.collapsed:
+        lines.append(
+            f'COLLAPSED in {round(found.collapsed * found.heads)} of {found.heads} heads (below '
+            f'{COLLAPSED}): whatever the query, a token gets nearly the same pooling of the values'
+        )
+    return '\n  '.join(lines)
+
+
 def _as_grids(rows: Tensor, grid: tuple[int, int]) -> np.ndarray:
     """(1, h, points, N) -> (h, points, H, W), in multiples of 1 / N."""
     return (rows[0] * rows.shape[-1]).unflatten(-1, grid).numpy()
 
 
-def _rows(points, maps, titles, boxes=None) -> list[list[Panel | None]]:
+def _rows(points, maps, titles, boxes=None, label='') -> list[list[Panel | None]]:
     """The image and the maps (maps, points, H, W) of each point, in lines of equal length."""
     lines = []
     length = -(-len(titles) // -(-len(titles) // COLUMNS))
@@ -286,7 +361,8 @@ def _rows(points, maps, titles, boxes=None) -> list[list[Panel | None]]:
         box = boxes[i] if boxes else None
         panels = [Panel(title, point, grid[i], box) for title, grid in zip(titles, maps)]
         for start in range(0, len(panels), length):
-            first = None if start else Panel(f'point {point[0]},{point[1]}', point)
+            title = f'point {point[0]},{point[1]}\n{label}'.strip()
+            first = None if start else Panel(title, point)
             lines.append([first, *panels[start : start + length]])
     return lines
 
@@ -299,12 +375,15 @@ def _landmark(token: int, size: int, landmarks: int) -> tuple[int, tuple[int, in
 
 
 def _as_kind(module: MHSA, kind: str) -> MHSA:
-    """The attention itself, or one of another kind with its projections."""
+    """The attention itself, or one of another kind as a conversion makes it."""
     if kind == kind_of(module):
         return module
     landmarks = getattr(module, 'landmarks', 7)
     other = build_attention(kind, module.proj.in_features, module.num_heads, landmarks)
-    other.load_state_dict(module.state_dict(), strict=False)
+    state = module.state_dict()
+    if kind in LINEAR and kind_of(module) not in LINEAR:
+        state |= {n: torch.full((module.num_heads,), value) for n, value in LOCAL_START.items()}
+    other.load_state_dict(state, strict=False)
     return other.eval()
 
 

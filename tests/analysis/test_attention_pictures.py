@@ -1,5 +1,7 @@
 """Maps lie on the right pixels of the image, for every kind of model, and bad input is named."""
 
+import re
+
 import cv2
 import matplotlib
 import numpy as np
@@ -14,15 +16,17 @@ from mmengine.registry import MODELS, DefaultScope
 from mmivit.analysis.attention_pictures import (
     Panel,
     View,
+    _as_kind,
     _draw_map,
     _landmark,
     _load_config,
     _load_timm,
+    _queries_page,
     draw,
     show_attention,
 )
 from mmivit.errors import CheckpointError, LaunchError
-from mmivit.models import IViT
+from mmivit.models import IViT, build_attention
 from tests.conftest import CONFIGS, run_tool
 
 SEGMENTOR = CONFIGS / 'upernet_ivit_shapes.py'
@@ -186,10 +190,15 @@ def test_a_picture_is_drawn_at_any_shape():
 
 @pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'timm'])
 def test_every_kind_of_model_end_to_end(folder, scope, tmp_path):
-    settings = dict(arguments(folder, scope), out=tmp_path / 'out', points=[(150, 60), (202, 130)])
-    written = show_attention(**settings)
+    settings = dict(arguments(folder, scope), out=tmp_path / 'out', points=[(150, 60)])
+    written, summary = show_attention(**settings)
     layer = 'stages.2.blocks.3.token_mixer' if scope == 'timm' else 'backbone.stages.2.blocks.3'
-    assert [path.name.split('.')[-2] for path in written] == ['heads', 'landmarks', 'attentions']
+    kinds = ['heads', 'landmarks', 'queries', 'attentions']
+    assert [path.name.split('.')[-2] for path in written] == kinds
+    assert summary.startswith(layer)
+    assert 'content by head: 1.00 1.00 1.00 1.00\n' in summary
+    # Random weights make maps alike wherever a token lies.
+    assert re.search(r'effective rank 1\.\d+ .*\n  COLLAPSED in 4 of 4 heads', summary)
     assert sorted(written) == sorted((tmp_path / 'out').iterdir())
     for path in written:
         assert path.name.startswith(f'photo.{layer}')
@@ -198,21 +207,56 @@ def test_every_kind_of_model_end_to_end(folder, scope, tmp_path):
         show_attention(**settings)
     before = written[0].read_bytes()
     again = show_attention(**{**settings, 'points': [(0, 0)]}, force=True)
-    assert again == written
+    assert again == (written, summary)
     assert written[0].read_bytes() != before
     if scope == 'timm':
-        more = show_attention(**settings, layers=['stages.3', 'stages.2.blocks.0'])
-        assert len(more) == 9
+        more = show_attention(**settings, layers=['stages.3.blocks.0', 'stages.2.blocks.0'])
+        assert len(more.files) == 8
+        assert len(re.findall('effective rank', more.summary)) == 2
 
 
 def test_an_attention_without_landmarks(folder, tmp_path):
     (tmp_path / 'mhsa.py').write_text(
         f"_base_ = '{SEGMENTOR}'\nmodel = dict(backbone=dict(attention='mhsa'))\n"
     )
-    written = show_attention(
+    written, summary = show_attention(
         folder / 'photo.png', str(folder / 'mmseg.pth'), tmp_path, str(tmp_path / 'mhsa.py')
     )
     assert [path.name.split('.')[-2] for path in written] == ['heads', 'attentions']
+    assert 'effective rank' in summary
+    assert 'locality' not in summary
+
+
+@pytest.mark.parametrize(('content', 'locality'), [(1, 0), (0, 2)])
+def test_what_queries_read_is_drawn_over_the_landmarks_blocks(content, locality):
+    torch.manual_seed(0)
+    module, x = build_attention('imhsa', 32, 2), torch.randn(1, 16, 10, 32)
+    module.content.data.fill_(content)
+    module.locality.data.fill_(locality)
+    title, lines = _queries_page('layer', module, x, [(5, 5)], [3 * 10 + 4])
+    assert 'L = 7 x 7 landmarks' in title
+    assert [line[0].title for line in lines] == [
+        f'point 5,5\n{part}' for part in ('content alone', 'locality alone', 'both')
+    ]
+    by_content, by_locality, both = (line[1].map for line in lines)
+    assert lines[2][1].title == f'head 0: content {content:.2f}\nlocality {locality:.2f}'
+    assert both.shape == (16, 10)
+    if locality:  # token 3, 4 lies nearest to landmark 1, 3, whose block begins in row 2
+        assert np.allclose(both, by_locality)
+        assert (both == both.max()).nonzero()[0].tolist()[0] == 2
+        assert np.allclose(by_content, 1)
+    else:
+        assert np.allclose(both, by_content)
+        assert np.allclose(by_locality, 1)
+
+
+def test_whole_maps_are_shown_as_a_conversion_makes_them():
+    module = build_attention('mhsa', 32, 2)
+    shown = _as_kind(module, 'imhsa')
+    assert torch.equal(shown.qkv.weight, module.qkv.weight)
+    assert (shown.content.tolist(), shown.locality.tolist()) == ([0, 0], [2, 2])
+    shown.content.data.fill_(0.5)
+    assert _as_kind(shown, 'decomposed').content.tolist() == [0.5, 0.5]
 
 
 @pytest.mark.parametrize(
@@ -250,11 +294,13 @@ def test_models_without_attention_and_of_other_kinds_are_named(folder, tmp_path)
 
 def test_the_command(folder):
     command = ('analysis/show_attention.py', 'photo.png', '--timm', 'ivit_nano')
-    command += ('--checkpoint', 'timm.pth', '--out', 'shown', '--layer', 'stages.3.blocks.0')
+    command += ('--checkpoint', 'timm.pth', '--out', 'shown', '--layer', 'stages.2.blocks.0')
     done = run_tool(*command, '--points', '0,0', '20,30', cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split()[0] == 'shown/photo.stages.3.blocks.0.token_mixer.heads.png'
-    assert all((folder / line).is_file() for line in done.stdout.split())
+    files, summary = done.stdout.splitlines()[:4], done.stdout.splitlines()[4:]
+    assert files[0] == 'shown/photo.stages.2.blocks.0.token_mixer.heads.png'
+    assert all((folder / line).is_file() for line in files)
+    assert summary[0].startswith('stages.2.blocks.0.token_mixer: imhsa, ')
     done = run_tool(*command, '--points', '0,999', cwd=folder)
     assert done.returncode == 1
     assert len(done.stderr.strip().splitlines()) == 1
