@@ -41,7 +41,7 @@ FORMULAS = {
     'imhsa': "$A_Q' A_K'$",
 }
 PARTS = dict(content='content alone', locality='locality alone', both='both')
-MOST_ROWS = 512  # of an effective map, that are looked at for the summary
+MOST_ROWS = 256  # of an effective map, that are looked at for the summary
 
 
 class Shown(NamedTuple):
@@ -207,8 +207,9 @@ def _summary(name: str, module: MHSA, x: Tensor) -> str:
         for number in ('content', 'locality'):
             values = ' '.join(f'{value:.2f}' for value in getattr(module, number))
             lines.append(f'{number} by head: {values}')
+    part = f', {len(rows)} of their rows' if len(rows) < tokens else ''
     lines.append(
-        f'effective maps: effective rank {found.effective_rank:.2f} (mean of heads), cosine '
+        f'effective maps{part}: effective rank {found.effective_rank:.2f} (mean of heads), cosine '
         f'{found.map_cosine:.2f} (mean of pairs of heads)'
     )
     if found.collapsed:

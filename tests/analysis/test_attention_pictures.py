@@ -16,6 +16,7 @@ from mmivit.analysis.attention_pictures import (
     _load_config,
     _load_timm,
     _queries_page,
+    _summary,
     show_attention,
 )
 from mmivit.errors import CheckpointError, LaunchError
@@ -145,6 +146,14 @@ def test_what_queries_read_is_drawn_over_the_landmarks_blocks(content, locality)
     else:
         assert np.allclose(both, by_content)
         assert np.allclose(by_locality, 1)
+
+
+def test_of_large_maps_some_rows_are_looked_at():
+    module = build_attention('decomposed', 8, 1)
+    small, large = (_summary('x', module, torch.randn(1, 16, n, 8)) for n in (16, 17))
+    assert 'effective maps: effective rank' in small
+    assert 'effective maps, 256 of their rows: effective rank' in large
+    assert 'COLLAPSED in 1 of 1 heads' in large
 
 
 def test_whole_maps_are_shown_as_a_conversion_makes_them():
