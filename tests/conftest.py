@@ -28,6 +28,7 @@ TIMEOUT = 1800
 # measurements; by how their names begin.
 SLOW = (
     'tests/analysis/test_attention_pictures.py',
+    'tests/analysis/test_map_drawing.py',
     'tests/analysis/test_benchmark',
     'tests/analysis/test_cost.py',
     'tests/experiments/',

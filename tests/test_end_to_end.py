@@ -72,6 +72,21 @@ def test_evaluation(checkpoint, shapes):
     assert not (shapes / 'pictures').exists()  # beside the work dir nothing is written
 
 
+def test_a_detector_from_before_content_and_locality_is_evaluated(checkpoint, shapes, tmp_path):
+    loaded = read_checkpoint(checkpoint)
+    own = [n for n in loaded['state_dict'] if n.endswith(('.content', '.locality'))]
+    assert len(own) == 12
+    for name in own:
+        del loaded['state_dict'][name]
+    torch.save(loaded, tmp_path / 'before.pth')
+    done = run_tool(
+        'test.py', CONFIG, tmp_path / 'before.pth', '--work-dir', tmp_path / 'tested', cwd=shapes
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert 'coco/bbox_mAP_50' in done.stdout
+    assert 'WARNING - IViT' not in done.stdout + done.stderr  # nothing of it is missing
+
+
 @pytest.fixture
 def photos(tmp_path, shapes):
     """A folder as users have them: images of all kinds and files that are none."""

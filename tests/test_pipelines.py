@@ -18,6 +18,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData, PixelData
 
 from mmivit.models import IViT
+from mmivit.models.attention import undecayed
 from tests.conftest import ROOT
 
 TEXT = (ROOT / 'docs' / 'pipelines.md').read_text()
@@ -163,7 +164,7 @@ def channels_in(model):
 
 
 @pytest.mark.parametrize('name', PIPELINES)
-def test_interaction_is_not_decayed(name, tmp_path):
+def test_the_attentions_own_parameters_are_not_decayed(name, tmp_path):
     stock = load(PIPELINES[name], tmp_path).optim_wrapper
     sgd, adamw, adamw_with_backbone_key = OPTIMISERS
     if stock.optimizer.type == 'SGD':
@@ -180,9 +181,31 @@ def test_interaction_is_not_decayed(name, tmp_path):
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
     assert isinstance(optimizer, torch.optim.AdamW)
     groups = {id(p): group for group in optimizer.param_groups for p in group['params']}
+    own = undecayed(model.backbone)
+    kinds = {name.rpartition('.')[2] for name in own}
+    assert kinds == {'interaction_q', 'interaction_k', 'content', 'locality'}
+    assert {groups[id(parameter)]['weight_decay'] for parameter in own.values()} == {0}
     for parameter_name, parameter in model.backbone.named_parameters():
         group = groups[id(parameter)]
-        undecayed = parameter.ndim == 1 or 'interaction' in parameter_name
-        expected = 0 if undecayed else cfg.optim_wrapper.optimizer.weight_decay
+        flat = parameter.ndim == 1 or parameter_name in own
+        expected = 0 if flat else cfg.optim_wrapper.optimizer.weight_decay
         assert group['weight_decay'] == expected, parameter_name
         assert group['lr'] == cfg.optim_wrapper.optimizer.lr, parameter_name
+
+
+def test_a_tenth_of_the_rate_for_a_pretrained_backbone():
+    """The last optimiser with the two keys that the document names below it."""
+    keys = dict(re.findall(r'`(backbone|interaction)=(dict\(lr_mult=.*?\))`', TEXT))
+    assert len(keys) == 2
+    settings = Config.fromstring(OPTIMISERS[-1], '.py').optim_wrapper
+    for name, setting in keys.items():
+        settings.paramwise_cfg.custom_keys[name] = Config.fromstring(f'a = {setting}', '.py').a
+    settings.paramwise_cfg.custom_keys.pop('_delete_')
+    settings.optimizer = dict(type='AdamW', lr=1e-3, weight_decay=0.05)
+    model = torch.nn.ModuleDict(dict(backbone=IViT('nano'), head=torch.nn.Linear(2, 2)))
+    groups = build_optim_wrapper(model, settings | dict(type='OptimWrapper')).optimizer.param_groups
+    group_of = {id(p): group for group in groups for p in group['params']}
+    for parameter in model.backbone.parameters():
+        group = group_of[id(parameter)]
+        assert (group['lr'], group['weight_decay']) == (1e-4, 0)
+    assert group_of[id(model.head.weight)]['weight_decay'] == 0.05

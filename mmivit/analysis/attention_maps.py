@@ -9,6 +9,7 @@ here they are put together, for the queries that are asked for.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from math import nan
 from statistics import fmean
@@ -18,6 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmivit.models.attention import ATTENTIONS, MHSA, DecomposedMHSA, positions
+from mmivit.utils.modules import in_evaluation
+
+# Effective rank of a map below which it is called collapsed: its rows are nearly the same but for a
+# factor, and the head pools the values in one way, whatever the query.
+COLLAPSED = 1.1
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,9 @@ class HeadDiversity:
         map_cosine: cosine similarity of two heads' effective maps, as vectors of N * N entries.
         output_cosine: the same of their outputs (N, d) before the projection.
         output_cka: linear CKA of their outputs, :func:`linear_cka`.
-        effective_rank: of the N x N maps, :func:`effective_rank`; from 1 to N.
+        effective_rank: of the N x N maps, :func:`effective_rank`; from 1 to N. Below
+            :data:`COLLAPSED`, queries make no difference.
+        collapsed: the share of the heads whose maps are below :data:`COLLAPSED`.
     """
 
     layer: str
@@ -41,6 +49,10 @@ class HeadDiversity:
     output_cosine: float
     output_cka: float
     effective_rank: float
+    collapsed: float
+
+
+MEASURES = ('map_cosine', 'output_cosine', 'output_cka', 'effective_rank', 'collapsed')
 
 
 def kind_of(module: MHSA) -> str:
@@ -70,16 +82,11 @@ def attention_inputs(model: nn.Module, images: Tensor) -> dict[str, tuple[MHSA, 
     def record(module: MHSA, inputs: tuple[Tensor]) -> None:
         found[names[module]] = (module, inputs[0])
 
-    hooks = [module.register_forward_pre_hook(record) for module in names]
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
+    with ExitStack() as stack:
+        stack.enter_context(in_evaluation(model))
+        for module in names:
+            stack.enter_context(module.register_forward_pre_hook(record))
         getattr(model, 'backbone', model)(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, mode in modes:
-            module.training = mode
     if not found:
         raise ValueError(
             f'{type(model).__name__} runs no attention that can be shown: expected at least one '
@@ -129,6 +136,37 @@ def landmark_maps(module: DecomposedMHSA, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def key_less_maps(
+    module: DecomposedMHSA, x: Tensor, queries: Sequence[int] | None = None
+) -> dict[str, Tensor]:
+    """A_Q, with which landmarks' sums tokens read, and what of it is whose: before heads interact.
+
+    Args:
+        module: 'decomposed' or 'imhsa'; the others have no landmarks.
+        x: its input, (B, H, W, C), N = H * W.
+        queries: tokens whose rows are wanted, row-major; all N if not given.
+
+    Returns:
+        (B, h, queries, L) each, rows summing to 1: 'content', softmax(content Q k^T / sqrt d),
+        'locality', softmax(-locality |p_n - p_l|^2), and 'both', A_Q itself.
+    """
+    q, _, _, _, k_landmarks = module.project(x)
+    tokens, grid = positions(x, module.landmarks)
+    if queries is not None:
+        q, tokens = q[:, :, list(queries)], tokens[:, list(queries)]
+    nowhere = torch.zeros_like(tokens), torch.zeros_like(grid)
+    parts = dict(
+        content=(q, nowhere[0], k_landmarks, nowhere[1]),
+        locality=(torch.zeros_like(q), tokens, k_landmarks, grid),
+        both=(q, tokens, k_landmarks, grid),
+    )
+    # Of the attention without interaction, whichever the module has.
+    return {
+        name: DecomposedMHSA.attn_q(module, *part).transpose(-2, -1) for name, part in parts.items()
+    }
+
+
+@torch.no_grad()
 def head_outputs(module: MHSA, x: Tensor) -> Tensor:
     """What each head returns before the projection, (B, h, N, d), for an input (B, H, W, C)."""
     seen = []
@@ -154,26 +192,48 @@ def head_diversity(model: nn.Module, images: Iterable[Tensor]) -> list[HeadDiver
     Raises:
         ValueError: no attention of ours ran, or there are no images.
     """
-    measured: dict[str, list[tuple[float, ...]]] = {}
-    modules = {}
+    measured: dict[str, list[HeadDiversity]] = {}
     for image in images:
         for name, (module, x) in attention_inputs(model, image.unsqueeze(0)).items():
-            maps = effective_map(module, x)[0].double()  # (h, N, N)
-            outputs = head_outputs(module, x)[0].double()  # (h, N, d)
-            similarities = (
-                cosine_similarity(maps),
-                cosine_similarity(outputs),
-                linear_cka(outputs),
-            )
-            values = [_mean_of_pairs(matrix) for matrix in similarities]
-            measured.setdefault(name, []).append((*values, effective_rank(maps).mean().item()))
-            modules[name] = module
+            measured.setdefault(name, []).append(layer_diversity(name, module, x))
     if not measured:
         raise ValueError('head_diversity: no images; expected at least one')
     return [
-        HeadDiversity(name, kind_of(module), module.num_heads, *map(fmean, zip(*measured[name])))
-        for name, module in modules.items()
+        HeadDiversity(
+            name,
+            layers[0].attention,
+            layers[0].heads,
+            *(fmean(getattr(layer, measure) for layer in layers) for measure in MEASURES),
+        )
+        for name, layers in measured.items()
     ]
+
+
+def layer_diversity(
+    name: str, module: MHSA, x: Tensor, queries: Sequence[int] | None = None
+) -> HeadDiversity:
+    """How alike the heads of one attention are, on one image.
+
+    Args:
+        name: the attention's.
+        module: any of the four attentions.
+        x: its input, (1, H, W, C), N = H * W.
+        queries: rows of the maps that are looked at, row-major; all N if not given. Some are
+            enough to tell maps that have collapsed, but ranks are bounded by their number.
+    """
+    maps = effective_map(module, x, queries)[0].double()  # (h, N, N)
+    outputs = head_outputs(module, x)[0].double()  # (h, N, d)
+    ranks = effective_rank(maps)
+    return HeadDiversity(
+        name,
+        kind_of(module),
+        module.num_heads,
+        _mean_of_pairs(cosine_similarity(maps)),
+        _mean_of_pairs(cosine_similarity(outputs)),
+        _mean_of_pairs(linear_cka(outputs)),
+        ranks.mean().item(),
+        (ranks < COLLAPSED).double().mean().item(),
+    )
 
 
 def cosine_similarity(features: Tensor) -> Tensor:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import math
 import os
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
-import cv2
 import mmcv
 import numpy as np
+import torch
 from torch import Tensor, nn
 
-from mmivit.analysis.attention_maps import attention_inputs, effective_map, kind_of, landmark_maps
+from mmivit.analysis.attention_maps import (
+    COLLAPSED,
+    attention_inputs,
+    effective_map,
+    key_less_maps,
+    kind_of,
+    landmark_maps,
+    layer_diversity,
+)
+from mmivit.analysis.map_drawing import Panel, View, draw
 from mmivit.apis.config import read_config
 from mmivit.apis.images import read_image, viewable
 from mmivit.apis.inferencers import load_inferencer
@@ -24,80 +31,29 @@ from mmivit.models.attention import ATTENTIONS, MHSA, DecomposedMHSA, build_atte
 from mmivit.utils.figures import save_figure
 from mmivit.utils.files import RefusedFile, check_absent
 from mmivit.weights.checkpoint import naming
+from mmivit.weights.converters import LINEAR, LOCAL_START
 from mmivit.weights.sources import fetch
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-# Where a token looks: the stem's (7x7, stride 4, padding 2) and the downsamplings' (3x3, stride 2,
-# padding 1) receptive fields are centred on pixels 1, 1 + s, 1 + 2 s, ... at every stride s, which
-# is half a token off the middles of an even partition.
-FIRST_CENTRE = 1.5  # of pixel 1, from the image's edge
-SLACK = 2  # pixels at the end of an image that the stem may leave out
 COLUMNS = 8  # most heads drawn beside each other
-PANEL = 2.1  # inches
 FORMULAS = {
     'mhsa': '$A$',
     'decomposed': '$A_Q A_K$',
     'interactive': '$I(A)$',
     'imhsa': "$A_Q' A_K'$",
 }
-MAX_DRAWN = 480  # pixels of the longer side of the photo below a map
+PARTS = dict(content='content alone', locality='locality alone', both='both')
+MOST_ROWS = 256  # of an effective map, that are looked at for the summary
 
 
-@dataclass(frozen=True)
-class View:
-    """An image, and the input that the model makes of it: resized, then padded right and below.
-
-    Attributes:
-        image: (H, W, 3), RGB.
-        inputs: what the backbone takes, (1, 3, H', W').
-        scale: pixels of the input per pixel of the image, along x and y.
-    """
-
-    image: np.ndarray
-    inputs: Tensor
-    scale: tuple[float, float]
-
-    def edges(self, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
-        """Borders between tokens in the image: every pixel belongs to the nearest centre.
-
-        Args:
-            rows: tokens along y, of a layer at any of iViT's strides.
-            columns: tokens along x.
-
-        Returns:
-            x (columns + 1) and y (rows + 1), in pixels of the image from its left and upper edge;
-            those beyond its size enclose tokens of the padding.
-        """
-        height, width = self.inputs.shape[2:]
-        stride = 2 ** math.ceil(math.log2((height - SLACK) / rows))
-        return tuple(
-            np.array([0, *(FIRST_CENTRE + stride * (np.arange(1, n) - 0.5)), size]) / scale
-            for n, size, scale in zip((columns, rows), (width, height), self.scale)
-        )
-
-    def token(self, point: tuple[int, int], grid: tuple[int, int]) -> tuple[int, int]:
-        """Row and column of the token to which the pixel (x, y) belongs, in a grid (H, W)."""
-        column, row = (
-            int(np.searchsorted(borders[1:-1], position + 0.5, side='right'))
-            for borders, position in zip(self.edges(*grid), point)
-        )
-        return row, column
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One small picture: a map (rows, columns) over the image, or the image alone.
+class Shown(NamedTuple):
+    """What :func:`show_attention` has drawn.
 
     Attributes:
-        box: tokens to outline, as first and last + 1 along rows, then along columns.
+        summary: lines for people, on every layer drawn.
     """
 
-    title: str
-    point: tuple[int, int]
-    map: np.ndarray | None = None
-    box: tuple[tuple[int, int], tuple[int, int]] | None = None
+    files: list[Path]
+    summary: str
 
 
 def show_attention(
@@ -109,14 +65,15 @@ def show_attention(
     points: Sequence[tuple[int, int]] = (),
     layers: Sequence[str] = (),
     force: bool = False,
-) -> list[Path]:
+) -> Shown:
     """Draw what the heads of a trained model attend to, from chosen points of an image.
 
     For every layer, ``out/IMAGE.LAYER.heads.png`` (the rows A_Q' A_K' of the points' tokens, head
-    by head), ``.landmarks.png`` (the rows of A_K' of the landmarks in which the points lie; not
-    for 'mhsa' and 'interactive') and ``.attentions.png`` (the four kinds side by side, each with
-    the layer's projections and input, averaged over heads). The model sees the image as its test
-    pipeline makes it, at once even where it is tested on sliding windows.
+    by head) and ``.attentions.png`` (the four kinds side by side, each with the layer's projections
+    and input, averaged over heads); where there are landmarks, also ``.landmarks.png`` (the rows of
+    A_K' of those in which the points lie) and ``.queries.png`` (the rows of A_Q: which landmarks
+    the points' tokens read, by content alone, by locality alone and by both). The model sees the
+    image as its test pipeline makes it, at once even where it is tested on sliding windows.
 
     Args:
         image: the file.
@@ -128,9 +85,6 @@ def show_attention(
         layers: names of attentions, or parts of names such as 'stages.3'; the deepest of the
             finest grid if not given.
         force: replace pictures drawn earlier.
-
-    Returns:
-        The files written.
 
     Raises:
         FileNotFoundError: the image, the config or the checkpoint is missing.
@@ -154,77 +108,16 @@ def show_attention(
                 f'and y from 0 to {height - 1}'
             )
     found = attention_inputs(model, view.inputs)
-    pages = {}
+    pages, summary = {}, []
     for name in _chosen(found, layers):
         for kind, page in _pages(name, *found[name], view, points).items():
             pages[Path(out, f'{Path(image).stem}.{name}.{kind}.png')] = page
+        summary.append(_summary(name, *found[name]))
     for path in pages:
         check_absent(path, force)
     for path, (title, rows) in pages.items():
         save_figure(draw(view, title, rows), path)
-    return list(pages)
-
-
-def draw(view: View, title: str, rows: Sequence[Sequence[Panel | None]]) -> Figure:
-    """A figure of rows of panels, of which None leaves its place empty.
-
-    Every map has its own colours: from 0 up, or where heads subtract, around 0.
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    height, width = view.image.shape[:2]
-    shrink = min(1, MAX_DRAWN / max(height, width))
-    photo = cv2.resize(view.image, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
-    grey = cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY)
-    columns = max(map(len, rows))
-    # A panel gives a tenth of its width to its colour bar, and has a title of up to two lines.
-    panel_height = 0.9 * PANEL * min(max(height / width, 0.4), 2) + 0.35
-    size = (PANEL * columns + 0.6, panel_height * len(rows) + 0.6)
-    figure = Figure(size, dpi=110, layout='constrained')
-    figure.suptitle('\n'.join(textwrap.wrap(title, int(13 * size[0]))), fontsize=10)
-    for line, panels in zip(figure.subplots(len(rows), columns, squeeze=False), rows):
-        for axes, panel in zip(line, [*panels, *[None] * (columns - len(panels))]):
-            axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0), aspect='equal')
-            if panel is None:
-                axes.set_axis_off()
-                continue
-            below = photo if panel.map is None else grey
-            axes.imshow(below, cmap='gray', extent=(0, width, height, 0), vmin=0, vmax=255)
-            if panel.map is not None:
-                colours = _draw_map(axes, view, panel)
-                bar = figure.colorbar(colours, ax=axes, fraction=0.05, pad=0.02)
-                bar.locator = MaxNLocator(3)
-                bar.ax.tick_params(labelsize=7, length=2, pad=1)
-            axes.set_title(panel.title, fontsize=8, pad=3)
-            x, y = (position + 0.5 for position in panel.point)
-            axes.plot(x, y, '*', markersize=9, color='white', markeredgecolor='black')
-    return figure
-
-
-def _draw_map(axes, view: View, panel: Panel):
-    """Draw a panel's map over the image; returns what a colour bar needs."""
-    x, y = view.edges(*panel.map.shape)
-    height, width = view.image.shape[:2]
-    visible = panel.map[: np.searchsorted(y, height), : np.searchsorted(x, width)]
-    limit = np.abs(visible).max()
-    signed = visible.min() < -0.01 * limit  # less cannot be seen
-    colours = axes.pcolormesh(
-        x,
-        y,
-        panel.map,
-        cmap='RdBu_r' if signed else 'viridis',
-        vmin=-limit if signed else 0,
-        vmax=limit,
-        alpha=0.65,
-        linewidth=0,
-        antialiased=False,
-    )
-    if panel.box:
-        (top, bottom), (left, right) = panel.box
-        corners = (left, top), (right, top), (right, bottom), (left, bottom), (left, top)
-        axes.plot([x[i] for i, _ in corners], [y[j] for _, j in corners], 'white', linewidth=1.5)
-    return colours
+    return Shown(list(pages), '\n'.join(summary))
 
 
 def _pages(
@@ -256,12 +149,14 @@ def _pages(
             f'frame), ${mark}$, head by head. {unit}',
             _rows(points, maps, heads, boxes),
         )
+        pages['queries'] = _queries_page(name, module, x, points, tokens)
     maps, titles = [], []
     for other in ATTENTIONS:
         rows = effective_map(_as_kind(module, other), x, tokens)
         maps.append(_as_grids(rows, grid).mean(0))
         unmixed = ', heads unmixed' if other in ('interactive', 'imhsa') else ''
-        note = "the model's own" if other == kind else f'not trained so{unmixed}'
+        as_converted = ', as converted' if other in LINEAR and kind not in LINEAR else ''
+        note = "the model's own" if other == kind else f'not trained so{unmixed}{as_converted}'
         titles.append(f'{other}\n({note})')
     pages['attentions'] = (
         f'{name}: the four attentions from the starred point, mean over heads. The model has '
@@ -271,12 +166,64 @@ def _pages(
     return pages
 
 
+def _queries_page(
+    name: str, module: DecomposedMHSA, x: Tensor, points: Sequence[tuple[int, int]], tokens
+) -> tuple[str, list[list[Panel | None]]]:
+    """Title and panels of the picture of A_Q: three rows to a point, landmarks as their blocks."""
+    sides = [min(module.landmarks, size) for size in x.shape[1:3]]
+    blocks = [
+        [_landmark(i, size, module.landmarks)[0] for i in range(size)] for size in x.shape[1:3]
+    ]
+    heads = [
+        f'head {i}: content {content:.2f}\nlocality {locality:.2f}'
+        for i, (content, locality) in enumerate(zip(module.content, module.locality))
+    ]
+    lines = []
+    maps = {
+        part: _as_grids(rows, tuple(sides))[..., blocks[0], :][..., blocks[1]]
+        for part, rows in key_less_maps(module, x, tokens).items()
+    }
+    for i, point in enumerate(points):
+        for part, label in PARTS.items():
+            lines += _rows([point], maps[part][:, i : i + 1], heads, label=label)
+    interaction = ', before heads interact' if kind_of(module) == 'imhsa' else ''
+    title = (
+        f'{name} ({kind_of(module)}): which landmarks the token of the starred point reads, $A_Q$ '
+        r'= softmax(content $Q k^T / \sqrt{d}$ - locality $|p_n - p_l|^2$), head by head'
+        f'{interaction}. Colours: multiples of 1/L, L = {sides[0]} x {sides[1]} landmarks.'
+    )
+    return title, lines
+
+
+def _summary(name: str, module: MHSA, x: Tensor) -> str:
+    """What people should know of a layer, in lines; of a large map some rows are looked at."""
+    tokens = x.shape[1] * x.shape[2]
+    rows = torch.linspace(0, tokens - 1, min(tokens, MOST_ROWS)).long().tolist()
+    found = layer_diversity(name, module, x, rows)
+    lines = [f'{name}: {found.attention}, {x.shape[1]} x {x.shape[2]} tokens, {found.heads} heads']
+    if isinstance(module, DecomposedMHSA):
+        for number in ('content', 'locality'):
+            values = ' '.join(f'{value:.2f}' for value in getattr(module, number))
+            lines.append(f'{number} by head: {values}')
+    part = f', {len(rows)} of their rows' if len(rows) < tokens else ''
+    lines.append(
+        f'effective maps{part}: effective rank {found.effective_rank:.2f} (mean of heads), cosine '
+        f'{found.map_cosine:.2f} (mean of pairs of heads)'
+    )
+    if found.collapsed:
+        lines.append(
+            f'COLLAPSED in {round(found.collapsed * found.heads)} of {found.heads} heads (below '
+            f'{COLLAPSED}): whatever the query, a token gets nearly the same pooling of the values'
+        )
+    return '\n  '.join(lines)
+
+
 def _as_grids(rows: Tensor, grid: tuple[int, int]) -> np.ndarray:
     """(1, h, points, N) -> (h, points, H, W), in multiples of 1 / N."""
     return (rows[0] * rows.shape[-1]).unflatten(-1, grid).numpy()
 
 
-def _rows(points, maps, titles, boxes=None) -> list[list[Panel | None]]:
+def _rows(points, maps, titles, boxes=None, label='') -> list[list[Panel | None]]:
     """The image and the maps (maps, points, H, W) of each point, in lines of equal length."""
     lines = []
     length = -(-len(titles) // -(-len(titles) // COLUMNS))
@@ -284,7 +231,8 @@ def _rows(points, maps, titles, boxes=None) -> list[list[Panel | None]]:
         box = boxes[i] if boxes else None
         panels = [Panel(title, point, grid[i], box) for title, grid in zip(titles, maps)]
         for start in range(0, len(panels), length):
-            first = None if start else Panel(f'point {point[0]},{point[1]}', point)
+            title = f'point {point[0]},{point[1]}\n{label}'.strip()
+            first = None if start else Panel(title, point)
             lines.append([first, *panels[start : start + length]])
     return lines
 
@@ -297,12 +245,15 @@ def _landmark(token: int, size: int, landmarks: int) -> tuple[int, tuple[int, in
 
 
 def _as_kind(module: MHSA, kind: str) -> MHSA:
-    """The attention itself, or one of another kind with its projections."""
+    """The attention itself, or one of another kind as a conversion makes it."""
     if kind == kind_of(module):
         return module
     landmarks = getattr(module, 'landmarks', 7)
     other = build_attention(kind, module.proj.in_features, module.num_heads, landmarks)
-    other.load_state_dict(module.state_dict(), strict=False)
+    state = module.state_dict()
+    if kind in LINEAR and kind_of(module) not in LINEAR:
+        state |= {n: torch.full((module.num_heads,), value) for n, value in LOCAL_START.items()}
+    other.load_state_dict(state, strict=False)
     return other.eval()
 
 

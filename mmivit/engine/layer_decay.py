@@ -9,6 +9,7 @@ from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
 
+from mmivit.models.attention import undecayed
 from mmivit.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 
@@ -18,12 +19,13 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     A parameter of depth i out of n gets the rate lr * r^(n - 1 - i), everything outside the
     backbone lr. Both are what the backbone's own ``get_layer_depth(name)`` says, as mmpretrain's
-    backbones do, so that any detector or segmentor will do. ``paramwise_cfg`` holds
-    ``layer_decay_rate`` (r) beside mmengine's usual settings:
+    backbones do, so that any detector or segmentor will do. The attentions' interaction, content
+    and locality have no weight decay. ``paramwise_cfg`` holds ``layer_decay_rate`` (r) beside
+    mmengine's usual settings:
 
         optim_wrapper = dict(
             constructor='mmivit.LayerDecayOptimWrapperConstructor',
-            paramwise_cfg=dict(layer_decay_rate=0.9, norm_decay_mult=0.0))
+            paramwise_cfg=dict(layer_decay_rate=0.9, flat_decay_mult=0.0))
 
     Raises:
         ValueError: ``layer_decay_rate`` is missing or not in (0, 1], or the model has no backbone
@@ -40,11 +42,13 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         rate = self.paramwise_cfg.get('layer_decay_rate')
         if rate is None or not 0 < rate <= 1:
             raise ValueError(f'paramwise_cfg.layer_decay_rate={rate}: expected 0 < rate <= 1')
-        scales = layer_scales(module, rate)
+        scales, free = layer_scales(module, rate), set(undecayed(module).values())
         for group in params:
             (parameter,) = group['params']
             group.setdefault('lr', self.base_lr)
             group['lr'] *= scales[parameter]
+            if parameter in free:
+                group['weight_decay'] = 0.0
         print_log(
             f'Layer-wise learning rates: {self.base_lr * min(scales.values()):.3g} at the stem '
             f'to {self.base_lr:.3g} at the head',

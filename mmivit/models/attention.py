@@ -460,3 +460,17 @@ def build_attention(
     if issubclass(ATTENTIONS[kind], _Interaction):
         options['interaction'] = interaction
     return ATTENTIONS[kind](dim, num_heads, **options)
+
+
+def undecayed(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What the attentions of a model have beside their projections, by name.
+
+    Interaction, content and locality, none of which weight decay is for: it would pull them, and
+    with them the output, from where they mean something to zero.
+    """
+    return {
+        f'{prefix}.{name}'.lstrip('.'): parameter
+        for prefix, module in model.named_modules()
+        if isinstance(module, MHSA)
+        for name, parameter in module.named_parameters(recurse=False)
+    }

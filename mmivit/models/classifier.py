@@ -18,7 +18,7 @@ from timm.models import (
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from mmivit.models.attention import ATTENTIONS
+from mmivit.models.attention import ATTENTIONS, undecayed
 from mmivit.models.ivit import ARCHITECTURES, build_trunk, read_arch, stage_strides
 
 # Landmarks depend on sizes, which torch.fx cannot follow: attentions are leaves of its graphs.
@@ -165,8 +165,8 @@ class IViTClassifier(nn.Module):
         return dict(stem=r'^stem', blocks=[*downsample, (block, None), (r'^head\.norm', (99999,))])
 
     def no_weight_decay(self) -> set[str]:
-        """The interaction, which starts at the identity and would be pulled to zero."""
-        return {name for name, _ in self.named_parameters() if '.interaction' in name}
+        """Interaction, content and locality."""
+        return set(undecayed(self))
 
 
 default_cfgs = generate_default_cfgs(

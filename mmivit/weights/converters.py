@@ -57,6 +57,7 @@ class ConversionReport:
         source: what the file was read as, one of :data:`mmivit.converters.SOURCES`.
         target: 'backbone' or 'timm'.
         arch: the architecture by name, or depths and widths if it has none.
+        trained_with: which of the four attentions the file's weights were trained with.
         matched: tensors of the result.
         missing: tensors of the model that the file lacks: they keep their initial value.
         unexpected: tensors of the file that nobody asked to leave out. :func:`convert` refuses
@@ -72,6 +73,7 @@ class ConversionReport:
     source: str
     target: str
     arch: str
+    trained_with: str
     matched: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
@@ -181,7 +183,13 @@ def convert(
             f'others; set head_dim={told}'
         )
     report = ConversionReport(
-        kind.name, target, name_arch(shape), dropped=dropped, prefix=prefix, head_dim=told
+        kind.name,
+        target,
+        name_arch(shape),
+        trained_with,
+        dropped=dropped,
+        prefix=prefix,
+        head_dim=told,
     )
     converted = {}
     for key, tensor in state.items():

@@ -6,6 +6,7 @@ import inspect
 import logging
 from collections.abc import Iterator, Sequence
 
+from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from mmengine.model import update_init_info
 from torch import Tensor, nn
@@ -14,8 +15,9 @@ from mmivit.errors import CheckpointError
 from mmivit.models.attention import MHSA
 from mmivit.models.ivit import IViT
 from mmivit.registry import WEIGHT_INITIALIZERS
+from mmivit.weights.agreement import standing
 from mmivit.weights.checkpoint import find_state_dict, naming
-from mmivit.weights.converters import ConversionReport, convert, is_optional
+from mmivit.weights.converters import LINEAR, ConversionReport, convert, is_optional
 from mmivit.weights.kinds import SOURCES
 from mmivit.weights.sources import fetch_checkpoint
 from mmivit.weights.stored_config import stored_backbone
@@ -30,6 +32,9 @@ class PretrainedIViT:
         backbone=dict(
             type='mmivit.IViT',
             init_cfg=dict(type='mmivit.PretrainedIViT', checkpoint='caformer_s18.pth'))
+
+    The log says what became of every tensor and, where landmarks take the place of whole maps, how
+    far that moved the features.
 
     Args:
         checkpoint: a file (``.pth``, ``.safetensors``), a URL, or ``timm://`` and the name of a
@@ -72,6 +77,9 @@ class PretrainedIViT:
         module.load_state_dict(own, strict=False)
         if hasattr(module, '_params_init_info'):  # MMEngine's table of what was initialised how
             update_init_info(module, f'{type(self).__name__}: load from {self.checkpoint}')
+        # Other processes have the same weights, and wait where MMEngine joins them.
+        if report.trained_with == 'mhsa' and attention in LINEAR and is_main_process():
+            print_log(standing(module), logger='current')
 
 
 def _doubts(

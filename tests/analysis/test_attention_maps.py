@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -13,7 +14,9 @@ from mmivit.analysis.attention_maps import (
     effective_map,
     effective_rank,
     head_diversity,
+    key_less_maps,
     landmark_maps,
+    layer_diversity,
     linear_cka,
 )
 from mmivit.models import IViT, build_attention
@@ -121,6 +124,21 @@ def test_some_rows_equal_those_of_the_whole_map(kind):
     torch.testing.assert_close(rows, whole[:, :, [29, 0, 7]], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(('kind', 'interaction'), [p for p in POSITIONS if p[0] in LINEAR])
+@pytest.mark.parametrize('part', ['content', 'locality', 'both'])
+def test_what_tokens_read_by_content_and_by_locality(kind, interaction, part):
+    """Against the whole map of an attention without interaction, the other number of which is 0."""
+    module, x = make(kind, interaction), torch.randn(2, 7, 9, DIM, dtype=torch.float64)
+    alone = build_attention('decomposed', DIM, HEADS, 4).double()
+    alone.load_state_dict(module.state_dict(), strict=False)
+    for name in {'content', 'locality'} - {part} if part != 'both' else ():
+        getattr(alone, name).data.zero_()
+    rows = key_less_maps(module, x, [3, 60])[part]
+    torch.testing.assert_close(rows.sum(-1), torch.ones(2, HEADS, 2).double())
+    expected = effective_map(alone, x, [3, 60])
+    torch.testing.assert_close(rows @ landmark_maps(alone, x), expected, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize('kind', KINDS)
 def test_rows_sum_to_one_without_interaction(kind):
     module, x = build_attention(kind, DIM, HEADS), torch.randn(1, 8, 9, DIM)
@@ -214,6 +232,36 @@ def test_diversity_of_a_model(kind):
     head.copy_(head[:, :1].clone().expand_as(head))
     same = head_diversity(model, images)[0]
     assert (same.map_cosine, same.output_cosine, same.output_cka) == pytest.approx((1, 1, 1))
+
+
+@pytest.mark.parametrize('kind', LINEAR)
+def test_content_and_locality_count_in_a_classifier_too(kind):
+    backbone = IViT('nano', attention=kind)
+    classifier = timm.create_model('ivit_nano', attention=kind, num_classes=3)
+    images = [torch.randn(3, 96, 160)]
+    ranks = []
+    for content, locality in ((0, 0), (1, 0), (0, 2)):
+        for name, parameter in backbone.named_parameters():
+            if name.endswith(('.content', '.locality')):
+                parameter.data.fill_(locality if name.endswith('.locality') else content)
+        classifier.load_state_dict(backbone.state_dict(), strict=False)
+        records = head_diversity(backbone, images)
+        assert head_diversity(classifier, images) == records
+        ranks.append([record.effective_rank for record in records])
+        # Alike weights make maps alike, but for the places: all tokens read one pooling then.
+        assert {record.collapsed for record in records} == {float(locality == 0)}
+    assert ranks[0] == pytest.approx([1] * 6, abs=1e-3)
+    assert all(a != b for a, b in zip(*ranks[1:]))
+
+
+def test_some_rows_tell_maps_that_have_collapsed():
+    module, x = make('imhsa'), torch.randn(1, 7, 9, DIM, dtype=torch.float64)
+    module.content.data.zero_()
+    module.locality.data.copy_(torch.tensor([0.0, 0, 3]))
+    module.interaction_q.data.copy_(torch.eye(HEADS))
+    whole, some = (layer_diversity('name', module, x, rows) for rows in (None, [1, 20, 60]))
+    assert whole.collapsed == some.collapsed == pytest.approx(2 / 3)
+    assert some.effective_rank <= 3
 
 
 def test_one_head_has_no_pairs():

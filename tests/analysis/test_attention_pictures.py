@@ -1,28 +1,26 @@
-"""Maps lie on the right pixels of the image, for every kind of model, and bad input is named."""
+"""Pictures of every kind of model, and bad input named."""
+
+import re
 
 import cv2
-import matplotlib
 import numpy as np
 import pytest
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 
 from mmivit.analysis.attention_pictures import (
-    Panel,
-    View,
-    _draw_map,
+    _as_kind,
     _landmark,
     _load_config,
     _load_timm,
-    draw,
+    _queries_page,
+    _summary,
     show_attention,
 )
 from mmivit.errors import CheckpointError, LaunchError
-from mmivit.models import IViT
+from mmivit.models import build_attention
 from tests.conftest import CONFIGS, run_tool
 
 SEGMENTOR = CONFIGS / 'upernet_ivit_shapes.py'
@@ -64,13 +62,6 @@ def load(folder, scope):
     return _load_config(str(settings['config']), settings['checkpoint'], settings['image'])
 
 
-def padded(size, scale, divisor=32):
-    """A view of an image of (height, width) whose input was resized and padded."""
-    height, width = (round(side * scale) for side in size)
-    inputs = torch.zeros(1, 3, height + -height % divisor, width + -width % divisor)
-    return View(np.zeros((*size, 3), np.uint8), inputs, (width / size[1], height / size[0]))
-
-
 @pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'timm'])
 def test_the_input_shows_the_photo_where_the_view_says(folder, scope):
     _, view = load(folder, scope)
@@ -81,75 +72,6 @@ def test_the_input_shows_the_photo_where_the_view_says(folder, scope):
     x, y = view.scale
     expected = [120 * x, 180 * x, 40 * y, 90 * y]
     assert [int(edge) for edge in found] == pytest.approx(expected, abs=1)
-
-
-@pytest.mark.parametrize('size', [(31, 64), (35, 77), (112, 137), (131, 203), (66, 224)])
-def test_a_token_is_drawn_where_it_looks(size):
-    """The pixels on which a token depends are centred in its cell: measured on the model."""
-    torch.manual_seed(0)
-    model = IViT('nano').eval()
-    view = View(np.zeros((*size, 3), np.uint8), torch.zeros(1, 3, *size), (1.0, 1.0))
-    # Dense and positive weights all the way: the input's gradient shows the receptive field.
-    first = torch.nn.Conv2d(1, 1, 7, 4, 2, bias=False)
-    next_ = torch.nn.Conv2d(1, 1, 3, 2, 1, bias=False)
-    for ours, like in ((first, model.stem.conv), (next_, model.stages[2].downsample.conv)):
-        assert (ours.kernel_size, ours.stride, ours.padding) == (
-            like.kernel_size, like.stride, like.padding,
-        )  # fmt: skip
-        torch.nn.init.ones_(ours.weight)
-    image = torch.zeros(1, 1, *size, requires_grad=True)
-    tokens = next_(next_(first(image)))
-    for _ in range(2):  # stages 3 and 4
-        rows, columns = tokens.shape[2:]
-        x, y = view.edges(rows, columns)
-        assert (len(x), len(y)) == (columns + 1, rows + 1)
-        assert (x[-1], y[-1]) == size[::-1]
-        assert (np.diff(x) > 0).all()
-        assert (np.diff(y) > 0).all()
-        for row in range(1, rows - 1):
-            for column in range(1, columns - 1):
-                (field,) = torch.autograd.grad(tokens[0, 0, row, column], image, retain_graph=True)
-                seen = field[0, 0].nonzero().double().mean(0).tolist()
-                assert view.token((round(seen[1]), round(seen[0])), (rows, columns)) == (
-                    row,
-                    column,
-                )
-                assert seen[0] + 0.5 == pytest.approx((y[row] + y[row + 1]) / 2, abs=1.5)
-        tokens = next_(tokens)
-
-
-@pytest.mark.parametrize('scale', [1, 0.6, 2])
-@pytest.mark.parametrize('size', [(131, 203), (224, 160), (90, 301)])
-def test_a_peak_is_drawn_at_its_token(size, scale):
-    view = padded(size, scale)
-    with torch.no_grad():
-        tokens = IViT('nano', out_indices=(2,))(view.inputs)[0].shape[2:]
-    for point in [(0, 0), (size[1] // 2, size[0] // 3), (size[1] - 1, size[0] - 1)]:
-        row, column = view.token(point, tuple(tokens))
-        peaked = np.zeros(tokens)
-        peaked[row, column] = 1
-        # One pixel of the figure for each of the image.
-        figure = Figure((size[1] / 100, size[0] / 100), dpi=100)
-        axes = figure.add_axes((0, 0, 1, 1), xlim=(0, size[1]), ylim=(size[0], 0))
-        axes.set_axis_off()
-        _draw_map(axes, view, Panel('', point, peaked))
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        drawn = np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
-        yellow = np.array(matplotlib.colormaps['viridis'](1.0)[:3]) * 255
-        lit = np.abs(drawn - (0.65 * yellow + 0.35 * 255)).max(-1) < 8
-        nearest, apart = [], []
-        for side, n, factor in zip(size, tokens, view.scale[::-1]):
-            pixels = (np.arange(side) + 0.5) * factor
-            distances = np.abs(pixels[:, None] - (16 * np.arange(n) + 1.5))
-            ordered = np.sort(distances, 1)
-            nearest.append(distances.argmin(1))
-            # On a border a pixel may go to either side.
-            apart.append(ordered[:, 1] - ordered[:, 0] > 2 * factor)
-        expected = (nearest[0] == row)[:, None] & (nearest[1] == column)
-        clear = apart[0][:, None] & apart[1]
-        assert expected[point[1], point[0]]
-        assert (lit == expected)[clear].all()
 
 
 def test_landmarks_are_those_of_the_pooling():
@@ -163,32 +85,17 @@ def test_landmarks_are_those_of_the_pooling():
             assert pooled[0, 0, index] == pytest.approx(1 / (stop - start))
 
 
-def test_colours_ignore_the_padding_and_show_signs():
-    view = padded((64, 64), 1, divisor=128)
-    axes = Figure().subplots()
-    weights = np.ones((8, 8))
-    weights[6:] = 100  # below the image
-    assert _draw_map(axes, view, Panel('', (0, 0), weights)).get_clim() == (0, 1)
-    weights[0, 0] = -3
-    assert _draw_map(axes, view, Panel('', (0, 0), weights)).get_clim() == (-3, 3)
-    assert _draw_map(axes, view, Panel('', (0, 0), 0 * weights)).get_clim()[0] == 0
-
-
-def test_a_picture_is_drawn_at_any_shape():
-    for size in ((40, 900), (900, 40)):
-        panel = Panel('head', (5, 5), np.random.default_rng(0).random((-(-size[0] // 32), 2)))
-        view = View(np.zeros((*size, 3), np.uint8), torch.zeros(1, 3, *size), (1.0, 1.0))
-        canvas = FigureCanvasAgg(draw(view, 'a title', [[panel, None]]))
-        canvas.draw()
-        assert np.asarray(canvas.buffer_rgba()).std() > 0
-
-
 @pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'timm'])
 def test_every_kind_of_model_end_to_end(folder, scope, tmp_path):
-    settings = dict(arguments(folder, scope), out=tmp_path / 'out', points=[(150, 60), (202, 130)])
-    written = show_attention(**settings)
+    settings = dict(arguments(folder, scope), out=tmp_path / 'out', points=[(150, 60)])
+    written, summary = show_attention(**settings)
     layer = 'stages.2.blocks.3.token_mixer' if scope == 'timm' else 'backbone.stages.2.blocks.3'
-    assert [path.name.split('.')[-2] for path in written] == ['heads', 'landmarks', 'attentions']
+    kinds = ['heads', 'landmarks', 'queries', 'attentions']
+    assert [path.name.split('.')[-2] for path in written] == kinds
+    assert summary.startswith(layer)
+    assert 'content by head: 1.00 1.00 1.00 1.00\n' in summary
+    # Random weights make maps alike wherever a token lies.
+    assert re.search(r'effective rank 1\.\d+ .*\n  COLLAPSED in 4 of 4 heads', summary)
     assert sorted(written) == sorted((tmp_path / 'out').iterdir())
     for path in written:
         assert path.name.startswith(f'photo.{layer}')
@@ -197,21 +104,64 @@ def test_every_kind_of_model_end_to_end(folder, scope, tmp_path):
         show_attention(**settings)
     before = written[0].read_bytes()
     again = show_attention(**{**settings, 'points': [(0, 0)]}, force=True)
-    assert again == written
+    assert again == (written, summary)
     assert written[0].read_bytes() != before
     if scope == 'timm':
-        more = show_attention(**settings, layers=['stages.3', 'stages.2.blocks.0'])
-        assert len(more) == 9
+        more = show_attention(**settings, layers=['stages.3.blocks.0', 'stages.2.blocks.0'])
+        assert len(more.files) == 8
+        assert len(re.findall('effective rank', more.summary)) == 2
 
 
 def test_an_attention_without_landmarks(folder, tmp_path):
     (tmp_path / 'mhsa.py').write_text(
         f"_base_ = '{SEGMENTOR}'\nmodel = dict(backbone=dict(attention='mhsa'))\n"
     )
-    written = show_attention(
+    written, summary = show_attention(
         folder / 'photo.png', str(folder / 'mmseg.pth'), tmp_path, str(tmp_path / 'mhsa.py')
     )
     assert [path.name.split('.')[-2] for path in written] == ['heads', 'attentions']
+    assert 'effective rank' in summary
+    assert 'locality' not in summary
+
+
+@pytest.mark.parametrize(('content', 'locality'), [(1, 0), (0, 2)])
+def test_what_queries_read_is_drawn_over_the_landmarks_blocks(content, locality):
+    torch.manual_seed(0)
+    module, x = build_attention('imhsa', 32, 2), torch.randn(1, 16, 10, 32)
+    module.content.data.fill_(content)
+    module.locality.data.fill_(locality)
+    title, lines = _queries_page('layer', module, x, [(5, 5)], [3 * 10 + 4])
+    assert 'L = 7 x 7 landmarks' in title
+    assert [line[0].title for line in lines] == [
+        f'point 5,5\n{part}' for part in ('content alone', 'locality alone', 'both')
+    ]
+    by_content, by_locality, both = (line[1].map for line in lines)
+    assert lines[2][1].title == f'head 0: content {content:.2f}\nlocality {locality:.2f}'
+    assert both.shape == (16, 10)
+    if locality:  # token 3, 4 lies nearest to landmark 1, 3, whose block begins in row 2
+        assert np.allclose(both, by_locality)
+        assert (both == both.max()).nonzero()[0].tolist()[0] == 2
+        assert np.allclose(by_content, 1)
+    else:
+        assert np.allclose(both, by_content)
+        assert np.allclose(by_locality, 1)
+
+
+def test_of_large_maps_some_rows_are_looked_at():
+    module = build_attention('decomposed', 8, 1)
+    small, large = (_summary('x', module, torch.randn(1, 16, n, 8)) for n in (16, 17))
+    assert 'effective maps: effective rank' in small
+    assert 'effective maps, 256 of their rows: effective rank' in large
+    assert 'COLLAPSED in 1 of 1 heads' in large
+
+
+def test_whole_maps_are_shown_as_a_conversion_makes_them():
+    module = build_attention('mhsa', 32, 2)
+    shown = _as_kind(module, 'imhsa')
+    assert torch.equal(shown.qkv.weight, module.qkv.weight)
+    assert (shown.content.tolist(), shown.locality.tolist()) == ([0, 0], [2, 2])
+    shown.content.data.fill_(0.5)
+    assert _as_kind(shown, 'decomposed').content.tolist() == [0.5, 0.5]
 
 
 @pytest.mark.parametrize(
@@ -249,11 +199,13 @@ def test_models_without_attention_and_of_other_kinds_are_named(folder, tmp_path)
 
 def test_the_command(folder):
     command = ('analysis/show_attention.py', 'photo.png', '--timm', 'ivit_nano')
-    command += ('--checkpoint', 'timm.pth', '--out', 'shown', '--layer', 'stages.3.blocks.0')
+    command += ('--checkpoint', 'timm.pth', '--out', 'shown', '--layer', 'stages.2.blocks.0')
     done = run_tool(*command, '--points', '0,0', '20,30', cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split()[0] == 'shown/photo.stages.3.blocks.0.token_mixer.heads.png'
-    assert all((folder / line).is_file() for line in done.stdout.split())
+    files, summary = done.stdout.splitlines()[:4], done.stdout.splitlines()[4:]
+    assert files[0] == 'shown/photo.stages.2.blocks.0.token_mixer.heads.png'
+    assert all((folder / line).is_file() for line in files)
+    assert summary[0].startswith('stages.2.blocks.0.token_mixer: imhsa, ')
     done = run_tool(*command, '--points', '0,999', cwd=folder)
     assert done.returncode == 1
     assert len(done.stderr.strip().splitlines()) == 1

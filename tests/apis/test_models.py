@@ -1,5 +1,7 @@
 """Models of configs: built, and loaded with weights that are theirs."""
 
+import copy
+
 import pytest
 import torch
 from mmengine.config import Config
@@ -7,6 +9,7 @@ from mmengine.config import Config
 from mmivit.apis.config import read_config
 from mmivit.apis.models import build_model, check_weights, load_model, read_loadable
 from mmivit.errors import CheckpointError, LaunchError
+from mmivit.models.loading import check_fits
 from tests.conftest import CONFIGS
 
 DETECTOR = read_config(str(CONFIGS / 'mask_rcnn_ivit_shapes.py'))
@@ -51,6 +54,27 @@ def test_weights_are_loaded_with_the_names_of_the_classes(suffix, weights, tmp_p
     assert loaded.keys() == weights.keys()
     assert all(torch.equal(loaded[name], weights[name]) for name in weights)
     assert not model.training
+
+
+@pytest.mark.parametrize('attention', ['imhsa', 'decomposed'])
+def test_a_detector_from_before_content_and_locality_has_the_papers_map(attention, tmp_path):
+    cfg = copy.deepcopy(DETECTOR)
+    cfg.model.backbone.attention = attention
+    model = build_model(cfg)
+    own = {n: t for n, t in model.state_dict().items() if n.endswith(('.content', '.locality'))}
+    state_dict = {name: t for name, t in model.state_dict().items() if name not in own}
+    assert len(own) == 12
+    torch.save(dict(state_dict=state_dict), tmp_path / 'before.pth')
+    for tensor in own.values():
+        tensor.uniform_(2, 3)
+    check_fits(model, state_dict)
+    model.load_state_dict(state_dict, strict=False)
+    for loaded in (model, load_model(cfg, str(tmp_path / 'before.pth')).model):
+        for name in own:
+            assert (loaded.get_parameter(name) == float(name.endswith('.content'))).all(), name
+    missing = {name: t for name, t in state_dict.items() if not name.endswith('proj.weight')}
+    with pytest.raises(CheckpointError, match=r'another model: 6 of .*token_mixer\.proj'):
+        check_fits(model, missing)
 
 
 def test_what_does_not_fit_is_refused_by_name(weights, tmp_path):

@@ -1,5 +1,7 @@
 """Layer-wise learning-rate decay for a detector and a segmentor."""
 
+import re
+
 import pytest
 import torch
 from mmengine.config import Config
@@ -69,6 +71,26 @@ def test_groups_cover_every_parameter_once(name, frozen_stages):
     assert ordered == sorted(set(ordered))  # strictly rising from the stem
     assert ordered[-1] == base
     assert ordered[-2] == pytest.approx(base * RATE)
+
+
+@pytest.mark.parametrize('attention', ['imhsa', 'decomposed'])
+def test_what_attentions_have_beside_projections_is_not_decayed(attention):
+    """Whatever else the settings say, which without ``custom_keys`` decay all but norms."""
+    model = IViT('nano', attention=attention)
+    wrapper = dict(
+        type='OptimWrapper',
+        optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05),
+        constructor='mmivit.LayerDecayOptimWrapperConstructor',
+        paramwise_cfg=dict(layer_decay_rate=RATE, norm_decay_mult=0.0),
+    )
+    groups = build_optim_wrapper(model, wrapper).optimizer.param_groups
+    decay = {id(p): group['weight_decay'] for group in groups for p in group['params']}
+    own = re.compile(r'.*\.token_mixer\.(interaction_[qk]|content|locality)$')
+    found = [name for name, _ in model.named_parameters() if own.match(name)]
+    assert len(found) == 6 * (4 if attention == 'imhsa' else 2)
+    for name, parameter in model.named_parameters():
+        expected = 0 if name in found or 'norm' in name else 0.05
+        assert decay[id(parameter)] == expected, name
 
 
 def test_any_model_with_the_backbone_will_do():

@@ -19,7 +19,9 @@ from mmivit.errors import CheckpointError, ExportError
 from mmivit.export import export, graphs, write_onnx
 from mmivit.export.benchmark import scatter
 from mmivit.export.graphs import BackboneTarget, SegmentorTarget, find_target
-from mmivit.models import IViT
+from mmivit.export.parity import check_parity
+from mmivit.models import IViT, build_attention
+from mmivit.weights.converters import LINEAR
 from tests.conftest import CONFIGS, ROOT, run_tool
 from tests.datasets.test_loaders import ReadTile  # noqa: F401, registered
 
@@ -30,6 +32,7 @@ SEGMENTOR, DETECTOR = CONFIGS / 'upernet_ivit_shapes.py', CONFIGS / 'mask_rcnn_i
 ARCH = dict(depths=(1, 1, 1, 1), widths=(32, 64, 128, 256))  # exports three times as fast as nano
 # Batch, height, width.
 SIZES = ((1, 31, 31), (2, 112, 137), (1, 64, 400), (2, 224, 224), (1, 333, 250))
+GRIDS = ((1, 2, 2), (2, 7, 9), (1, 4, 25), (3, 14, 14), (1, 21, 16))  # of tokens
 
 
 @pytest.fixture(scope='module')
@@ -229,6 +232,45 @@ def test_a_missing_checkpoint_is_one_line(tmp_path):
     assert 'none.pth' in done.stderr
     assert 'Traceback' not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+class Landmarks(torch.nn.Module):
+    """Both attentions with landmarks, of any content and locality; every pixel is a token."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.attentions = torch.nn.ModuleList(build_attention(kind, 32, 4) for kind in LINEAR)
+        for name, parameter in self.named_parameters():
+            if 'interaction' in name:
+                parameter.data.normal_()
+            elif name.endswith('.content'):
+                parameter.data.uniform_(-1, 2)
+            elif name.endswith('.locality'):
+                parameter.data.uniform_(0, 3)
+
+    def forward(self, image):
+        """(B, 32, H, W), 0 to 255 -> two of the same."""
+        x = image.permute(0, 2, 3, 1) / 64
+        return tuple(attention(x).permute(0, 3, 1, 2) for attention in self.attentions)
+
+
+def test_onnx_of_content_and_locality(tmp_path, monkeypatch):
+    monkeypatch.setattr(graphs, 'EXPORTED_SIZE', (2, 14, 18))
+    graph, path = Landmarks().eval(), tmp_path / 'graph.onnx'
+    write_onnx(graph, path, LINEAR, channels=32)
+    assert len(check_parity(path, graph, 32, GRIDS)) == len(GRIDS)
+
+
+def test_torch_export_of_content_and_locality():
+    graph, Dim = Landmarks().eval(), torch.export.Dim
+    shapes = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
+    with torch.no_grad():
+        program = torch.export.export(graph, (torch.rand(2, 32, 14, 18),), dynamic_shapes=shapes)
+        for batch, *size in GRIDS:
+            images = 256 * torch.rand(batch, 32, *size)
+            for y, expected in zip(program.module()(images), graph(images)):
+                torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_torch_export_of_the_backbone():

@@ -122,29 +122,38 @@ def test_channels_and_pooling(in_chans, pool):
 def test_options_of_the_attention():
     model = timm.create_model('ivit_nano', attention='decomposed', landmarks=3)
     assert model.stages[3].blocks[0].token_mixer.landmarks == 3
-    assert model.no_weight_decay() == set()
+    assert len(model.no_weight_decay()) == 2 * (4 + 2)  # content and locality
     with pytest.raises(ValueError, match='attention='):
         timm.create_model('ivit_nano', attention='full')
 
 
-def test_no_weight_decay_names_the_interaction():
+def test_no_weight_decay_names_interaction_content_and_locality():
     model = timm.create_model('ivit_nano')
     expected = {
         name
         for name, parameter in model.named_parameters()
-        if parameter.ndim == 2 and torch.equal(parameter, torch.eye(len(parameter)))
+        if (parameter.ndim == 2 and torch.equal(parameter, torch.eye(len(parameter))))
+        or name.endswith(('.content', '.locality'))
     }
     assert model.no_weight_decay() == expected
-    assert len(expected) == 2 * (4 + 2)  # two maps in each block of stages 3 and 4
+    assert len(expected) == 4 * (4 + 2)  # of two maps in each block of stages 3 and 4
 
 
-def test_timms_optimisers_do_not_decay_content_and_locality():
+@pytest.mark.parametrize('flat', [True, False])  # whether all that is flat is left out
+@pytest.mark.parametrize('layer_decay', [None, 0.9])
+def test_timms_optimisers_do_not_decay_them(flat, layer_decay):
     model = timm.create_model('ivit_nano')
-    optimizer = timm.optim.create_optimizer_v2(model, 'adamw', lr=1e-3, weight_decay=0.05)
+    optimizer = timm.optim.create_optimizer_v2(
+        model,
+        'adamw',
+        lr=1e-3,
+        weight_decay=0.05,
+        filter_bias_and_bn=flat,
+        layer_decay=layer_decay,
+    )
     decay = {id(p): g['weight_decay'] for g in optimizer.param_groups for p in g['params']}
-    landmarks = [n for n, _ in model.named_parameters() if n.endswith(('.content', '.locality'))]
-    assert len(landmarks) == 2 * (4 + 2)
-    assert not any(decay[id(model.get_parameter(name))] for name in landmarks)
+    assert decay[id(model.stem.conv.weight)] == 0.05
+    assert not any(decay[id(model.get_parameter(name))] for name in model.no_weight_decay())
 
 
 def test_layer_groups_agree_with_the_backbones_depth():

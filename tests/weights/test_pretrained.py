@@ -8,6 +8,7 @@ import torch
 
 from mmivit.errors import CheckpointError
 from mmivit.models import IViT
+from mmivit.weights.agreement import agreement, smooth_images
 from mmivit.weights.pretrained import PretrainedIViT
 from tests.weights.states import equal, prefixed, randomise, small_caformer
 
@@ -35,6 +36,35 @@ def test_mmengines_table_says_what_was_loaded(folder, log):
     line = 'PretrainedIViT: load from x.pth'
     assert re.search(rf'stages\.3\.blocks\.1\.mlp\.fc1\.weight - .*\n{line}', table)
     assert 'The value is the same before and after' not in table
+
+
+@pytest.mark.parametrize('paper_start', [False, True])
+@pytest.mark.parametrize('attention', ['imhsa', 'decomposed', 'mhsa'])
+@pytest.mark.parametrize('source', ['caformer', 'mhsa', 'imhsa'])
+def test_how_a_converted_backbone_stands_is_logged(source, attention, paper_start, folder, log):
+    caformer = source == 'caformer'
+    state = small_caformer() if caformer else randomise(IViT('nano', attention=source))
+    torch.save(state.state_dict(), 'source.pth')
+    model = IViT('nano', in_channels=4, attention=attention).train()
+    stream = torch.get_rng_state()
+    PretrainedIViT('source.pth', paper_start=paper_start)(model)
+    assert torch.equal(torch.get_rng_state(), stream)  # so that resumption stays exact
+    assert all(module.training for module in model.modules())
+    lines = [re.findall(r'(\d\.\d+) in stage (\d)', line) for line in log if 'synthetic' in line]
+    if source == 'imhsa' or attention == 'mhsa':
+        assert not lines
+        return
+    ((third, fourth),) = lines
+    images = smooth_images(2, 4, 224)
+    expected = [(f'{e.error:.3f}', stage) for e, stage in zip(agreement(model, images), '34')]
+    assert [third, fourth] == expected
+
+
+def test_processes_but_the_first_leave_it_to_the_first(folder, log, monkeypatch):
+    monkeypatch.setattr('mmivit.weights.pretrained.is_main_process', lambda: False)
+    torch.save(small_caformer().state_dict(), 'source.pth')
+    PretrainedIViT('source.pth')(IViT('nano'))
+    assert not any('synthetic' in line for line in log)
 
 
 def test_a_backbone_starts_from_a_detectors(folder):

@@ -1,5 +1,7 @@
 """Draw what a trained model attends to, over an image: heads, landmarks, the four attentions.
 
+Prints the files, and of every layer drawn how alike its maps are and whether they have collapsed.
+
     python tools/analysis/show_attention.py photo.jpg --config configs/mask_rcnn_ivit.py \
         --checkpoint work_dirs/mask_rcnn_ivit/epoch_12.pth --out attention --points 320,200
     python tools/analysis/show_attention.py photo.jpg --timm ivit_tiny --checkpoint ivit_tiny.pth
@@ -36,7 +38,7 @@ def main() -> None:
     add_force(parser, 'what was drawn earlier')
     args = parser.parse_args()
     with errors_told(OSError, ValueError):
-        written = show_attention(
+        shown = show_attention(
             args.image,
             args.checkpoint,
             args.out,
@@ -46,7 +48,8 @@ def main() -> None:
             layers=args.layer,
             force=args.force,
         )
-    print('\n'.join(map(str, written)))
+    print('\n'.join(map(str, shown.files)))
+    print(shown.summary)
 
 
 if __name__ == '__main__':
