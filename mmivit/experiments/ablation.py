@@ -8,25 +8,23 @@ half is, which only the beacon elsewhere in the image tells (mmivit/datasets/sha
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import sys
-import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from tqdm import tqdm
 
 from mmivit.apis.config import read_config
 from mmivit.datasets.shapes import ShapesSpec, write_dataset
 from mmivit.experiments.measures import DiversityRecorder
-from mmivit.experiments.runs import RunLog, set_budget, train_and_score
+from mmivit.experiments.runs import RunLog, make_runs, set_budget, train_and_score
 from mmivit.models.attention import ATTENTIONS, INTERACTIONS
+from mmivit.utils.files import whole
+from mmivit.weights.converters import convert
+from mmivit.weights.sources import fetch
 
 # Compared within iViT: nano's widths, with half of its convolution blocks. They reach about 50
 # pixels, so that over most of an image only attention carries anything.
@@ -35,8 +33,10 @@ LEARNING_RATE = 2e-3  # AdamW, for every model
 BACKGROUND_WEIGHT = 0.2  # in the segmentation loss: four fifths of the pixels, and no question
 HEAD_DIMS = (64, 32, 16, 8)  # 2, 4, 8 and 16 heads in stage 3
 # All with nano's four widths, so that necks and heads are the same.
+MHSA_FIRST = 'iViT-nano, MHSA first'  # half of the iterations, the rest from converted weights
 PEERS = {
     'iViT-nano': dict(type='mmivit.IViT', arch='nano'),
+    MHSA_FIRST: dict(type='mmivit.IViT', arch='nano'),
     'Swin': dict(
         type='mmdet.SwinTransformer',
         embed_dims=32,
@@ -205,8 +205,7 @@ def ablate(
         configs: folder of the repository's configs.
         preset: how much is trained.
         groups: which of GROUPS.
-        jobs: runs at a time, each a process; as many as CPU cores, up to 8, if 0. Small models
-            keep neither two cores nor a GPU busy.
+        jobs: as in :func:`mmivit.experiments.runs.make_runs`.
         seeds: runs of everything; the preset's numbers if not given.
 
     Returns:
@@ -222,61 +221,22 @@ def ablate(
     log = RunLog(folder / 'runs.jsonl')
     rows = {group: group_rows for group, group_rows in plan(preset).items() if group in groups}
     runs = list(dict.fromkeys(r for group in rows.values() for row in group for r in row[2]))
-    missing = [run for run in runs if not log.get(**asdict(run))]
-    missing.sort(key=lambda run: run.seed)  # stable: every group has something early
-    if not missing:
-        return log, rows
+    runs.sort(key=lambda run: run.seed)  # stable: every group has something early
     root = folder / f'hard_{preset.size}_{preset.images}'
     write_dataset(root, ShapesSpec(preset.images, preset.held_out, preset.size, hard=True))
-    jobs = min(jobs or min(8, os.cpu_count() or 1), len(missing))
-    with (
-        ProcessPoolExecutor(
-            jobs,
-            multiprocessing.get_context('spawn'),
-            _start_worker,
-            (folder / 'log.txt', max(1, torch.get_num_threads() // jobs)),
-        ) as pool,
-        tqdm(
-            total=sum(run.work for run in runs),
-            initial=sum(run.work for run in runs) - sum(run.work for run in missing),
-            bar_format='{percentage:3.0f}% |{bar}| {elapsed} < {remaining}{postfix}',
-            postfix=f'{len(runs) - len(missing)} of {len(runs)} runs',
-            smoothing=0,  # runs end in pairs
-        ) as bar,
-    ):
-        futures = {pool.submit(train, run, root, configs, folder): run for run in missing}
-        try:
-            for done, future in enumerate(as_completed(futures), len(runs) - len(missing) + 1):
-                run = futures[future]
-                try:
-                    log.add(**asdict(run), **future.result())
-                except Exception as error:
-                    raise RuntimeError(
-                        f'{run} failed: {error!r}; see {folder / "log.txt"}'
-                    ) from error
-                bar.set_postfix_str(f'{done} of {len(runs)} runs', refresh=False)
-                bar.update(run.work)
-        except BaseException:
-            # The pool would train all that was submitted before the process may end.
-            for worker in multiprocessing.active_children():
-                worker.terminate()
-            raise
+    make_runs(runs, partial(train, root=root, configs=configs, folder=folder), log, jobs)
     return log, rows
-
-
-def _start_worker(log: Path, threads: int) -> None:
-    torch.set_num_threads(threads)
-    sys.stdout = sys.stderr = log.open('a', buffering=1)  # what mmengine and pycocotools print
-    # Workers of a killed process would wait for work for ever.
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def train(run: Run, root: Path, configs: Path, folder: Path) -> dict[str, object]:
     """Make one run: its scores in percent, and the seconds it took."""
     start = time.perf_counter()
-    cfg = run_config(run, root, configs)
-    cfg.work_dir = str(folder / 'work_dirs' / run.name)
+    work_dir, weights = folder / 'work_dirs' / run.name, None
+    if run.backbone == MHSA_FIRST:
+        half = replace(run, iterations=run.iterations // 2)
+        weights = _train_first(replace(half, attention='mhsa'), root, configs, work_dir / 'mhsa')
+    cfg = run_config(half if weights else run, root, configs)
+    cfg.work_dir, cfg.load_from = str(work_dir), weights
     diversity = DiversityRecorder()
     (metrics,) = train_and_score(cfg, *([diversity] if run.task == 'light' else [])).values()
     if run.task == 'mask_rcnn':
@@ -285,6 +245,28 @@ def train(run: Run, root: Path, configs: Path, folder: Path) -> dict[str, object
         score = {'mIoU': metrics['mIoU'], 'variant accuracy': metrics['variant']}
     seconds = round(time.perf_counter() - start, 1)
     return dict(score=score, seconds=seconds, diversity=diversity.measured)
+
+
+def _train_first(run: Run, root: Path, configs: Path, folder: Path) -> str:
+    """Train with MHSA; a file with all weights, those of the backbone converted to iMHSA."""
+    cfg = run_config(run, root, configs)
+    cfg.work_dir = str(folder)
+    cfg.default_hooks.checkpoint = dict(
+        type='CheckpointHook', by_epoch=False, interval=run.iterations, save_optimizer=False
+    )
+    train_and_score(cfg)
+    state = fetch(f'{cfg.work_dir}/iter_{run.iterations}.pth')
+    converted, _ = convert(
+        {name: tensor for name, tensor in state.items() if name.startswith('backbone.')},
+        attention='imhsa',
+    )
+    rest = {name: tensor for name, tensor in state.items() if not name.startswith('backbone.')}
+    path = Path(cfg.work_dir, 'imhsa.pth')
+    with whole(path) as partial_file:
+        torch.save(
+            dict(state_dict={f'backbone.{n}': t for n, t in converted.items()} | rest), partial_file
+        )
+    return str(path)
 
 
 def run_config(run: Run, root: Path, configs: Path) -> Config:
@@ -304,7 +286,7 @@ def run_config(run: Run, root: Path, configs: Path) -> Config:
     model = cfg.model
     indices = model.backbone.get('out_indices', (0, 1, 2, 3))
     model.backbone = dict(PEERS[run.backbone], out_indices=indices)
-    if run.backbone == 'iViT-nano':
+    if model.backbone.type == 'mmivit.IViT':
         options = ('attention', 'landmarks', 'interaction', 'head_dim')
         model.backbone.update({option: getattr(run, option) for option in options})
     if detection:

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmivit.analysis.cost import Cost, count_cost
 from mmivit.apis.models import build_model
 from mmivit.experiments.ablation import PEERS, Row, Run
-from mmivit.experiments.measures import DIVERSITY
+from mmivit.experiments.measures import diversity_table
 from mmivit.experiments.runs import RunLog, spread
 from mmivit.utils.figures import save_figure
 from mmivit.utils.files import write_whole
@@ -70,18 +70,10 @@ def ablation_tables(log: RunLog, rows: dict[str, list[Row]]) -> str:
 
 
 def _diversity_table(log: RunLog, group: str, rows: list[Row]) -> str:
-    """How alike heads are, before and after training."""
-    when = ('before', 'after')
-    header = [f'{title}, {moment}' for title in DIVERSITY.values() for moment in when]
-    lines = []
-    for name, number, runs in rows:
-        cells = [name if number is None else f'{name}, {number}']
-        for key in DIVERSITY:
-            for moment in when:
-                values = [record['diversity'][moment][key] for record in _records(log, runs)]
-                cells.append(spread(values, digits=2))
-        lines.append(cells)
-    return markdown_table([group, *header], lines)
+    names = (name if number is None else f'{name}, {number}' for name, number, _ in rows)
+    return diversity_table(
+        group, {name: list(_records(log, row[2])) for name, row in zip(names, rows)}
+    )
 
 
 def plot_ablation(log: RunLog, rows: dict[str, list[Row]], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Classifiers of iViT on drawn images, one folder per class: built, trained, scored."""
+"""Classifiers of iViT on images in a folder per class: built, trained, scored."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from mmengine.runner import set_random_seed
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 ARCH = 'nano'
-CLASSES = 5
 BATCH = 16
 LEARNING_RATE = 1e-3
 
 
-def build_classifier(seed: int, **options) -> nn.Module:
-    """iViT with a head for CLASSES, its random weights those of a seed.
+def build_classifier(seed: int, classes: int, **options) -> nn.Module:
+    """iViT with a head for so many classes, its random weights those of a seed.
 
     Args:
         seed: of the weights.
+        classes: how many there are.
         options: further arguments of the backbone.
     """
     import timm
 
     set_random_seed(seed)
-    return timm.create_model(f'ivit_{ARCH}', num_classes=CLASSES, **options)
+    return timm.create_model(f'ivit_{ARCH}', num_classes=classes, **options)
 
 
 def train_classifier(
@@ -77,6 +77,18 @@ def held_out_accuracy(model: nn.Module, root: Path) -> float:
         for images, labels in _loader(root, 'validation', training=False)
     ]
     return 100 * torch.cat(right).float().mean().item()
+
+
+def held_out_images(root: Path, count: int) -> Tensor:
+    """Some of a data set's validation images, (count, 3, H, W), as a classifier sees them."""
+    dataset = _loader(root, 'validation', training=False).dataset
+    # From all over the folders, which come one class after another.
+    return torch.stack([dataset[i * len(dataset) // count][0] for i in range(count)])
+
+
+def count_classes(root: Path) -> int:
+    """How many folders of images there are to tell apart."""
+    return sum(path.is_dir() for path in (root / 'train').iterdir())
 
 
 def _loader(root: Path, split: str, training: bool) -> DataLoader:

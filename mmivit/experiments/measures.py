@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.registry import METRICS
 from mmengine.runner import Runner
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmivit.analysis.attention_maps import head_diversity
 from mmivit.datasets.shapes import BEACONS, HARD_SHAPES
+from mmivit.experiments.runs import spread
+from mmivit.utils.tables import markdown_table
 
 DIVERSITY = {  # what is recorded of heads, and how tables call it
     'map_cosine': "maps' cosine",
@@ -44,8 +46,34 @@ class DiversityRecorder(Hook):
             images += runner.model.data_preprocessor(batch, False)['inputs']
             if len(images) >= DIVERSITY_IMAGES:
                 break
-        layers = [r for r in head_diversity(runner.model, images) if 'stages.2.' in r.layer]
-        return {name: fmean(getattr(layer, name) for layer in layers) for name in DIVERSITY}
+        return stage3_diversity(runner.model, images)
+
+
+def stage3_diversity(model: nn.Module, images: Iterable[Tensor]) -> dict[str, float]:
+    """Each of DIVERSITY, on the mean over stage 3's layers and images (C, H, W)."""
+    layers = [r for r in head_diversity(model, images) if 'stages.2.' in r.layer]
+    return {name: fmean(getattr(layer, name) for layer in layers) for name in DIVERSITY}
+
+
+def diversity_table(title: str, rows: Mapping[str, Sequence[dict]]) -> str:
+    """Markdown: how alike heads are before and after training, mean and spread over runs.
+
+    Args:
+        title: of the first column.
+        rows: by name, records of runs whose 'diversity' has 'before' and 'after'.
+    """
+    when = ('before', 'after')
+    header = [title, *(f'{name}, {moment}' for name in DIVERSITY.values() for moment in when)]
+    lines = [
+        [name]
+        + [
+            spread((r['diversity'][moment][key] for r in records), digits=2)
+            for key in DIVERSITY
+            for moment in when
+        ]
+        for name, records in rows.items()
+    ]
+    return markdown_table(header, lines)
 
 
 @METRICS.register_module()

@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import statistics
-from collections.abc import Iterable
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
 from pathlib import Path
+from typing import ClassVar, Protocol, TypeVar
 
+import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from tqdm import tqdm
 
 from mmivit.apis.runner import build_runner
+
+
+class Run(Protocol):
+    """A frozen dataclass that says all about what is trained: equal runs give equal scores."""
+
+    __dataclass_fields__: ClassVar[dict]
+
+    @property
+    def work(self) -> float:
+        """About in proportion to its time, by which the time left is told."""
+
+
+AnyRun = TypeVar('AnyRun', bound=Run)
 
 
 class RunLog:
@@ -45,6 +66,73 @@ class RunLog:
         self.records.append(record)
         with self.path.open('a') as file:
             file.write(json.dumps(record) + '\n')
+
+
+def make_runs(
+    runs: Iterable[AnyRun],
+    train: Callable[[AnyRun], dict],
+    log: RunLog,
+    jobs: int = 0,
+) -> None:
+    """Make the runs that the log lacks, several at a time; each is a record of its fields and more.
+
+    What they print goes to ``log.txt`` beside the log.
+
+    Args:
+        runs: in the order in which they are begun.
+        train: makes a run in another process (it is pickled), and says what to record.
+        log: gets a record as soon as a run is done.
+        jobs: runs at a time, each a process; as many as CPU cores, up to 8, if 0. Small models
+            keep neither two cores nor a GPU busy.
+
+    Raises:
+        ValueError: ``jobs`` is negative.
+        RuntimeError: a run failed.
+    """
+    runs = list(runs)
+    missing = [run for run in runs if not log.get(**asdict(run))]
+    if not missing:
+        return
+    jobs = min(jobs or min(8, os.cpu_count() or 1), len(missing))
+    printed = log.path.with_name('log.txt')
+    with (
+        ProcessPoolExecutor(
+            jobs,
+            multiprocessing.get_context('spawn'),
+            _start_worker,
+            (printed, max(1, torch.get_num_threads() // jobs)),
+        ) as pool,
+        tqdm(
+            total=sum(run.work for run in runs),
+            initial=sum(run.work for run in runs) - sum(run.work for run in missing),
+            bar_format='{percentage:3.0f}% |{bar}| {elapsed} < {remaining}{postfix}',
+            postfix=f'{len(runs) - len(missing)} of {len(runs)} runs',
+            smoothing=0,  # runs end in pairs
+        ) as bar,
+    ):
+        futures = {pool.submit(train, run): run for run in missing}
+        try:
+            for done, future in enumerate(as_completed(futures), len(runs) - len(missing) + 1):
+                run = futures[future]
+                try:
+                    log.add(**asdict(run), **future.result())
+                except Exception as error:
+                    raise RuntimeError(f'{run} failed: {error!r}; see {printed}') from error
+                bar.set_postfix_str(f'{done} of {len(runs)} runs', refresh=False)
+                bar.update(run.work)
+        except BaseException:
+            # The pool would train all that was submitted before the process may end.
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            raise
+
+
+def _start_worker(log: Path, threads: int) -> None:
+    torch.set_num_threads(threads)
+    sys.stdout = sys.stderr = log.open('a', buffering=1)  # what mmengine and pycocotools print
+    # Workers of a killed process would wait for work for ever.
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def set_budget(

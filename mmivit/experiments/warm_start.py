@@ -1,191 +1,369 @@
-"""Is a warm start of iMHSA from ordinary attention worth it? Against training from scratch."""
+"""Is a warm start of iMHSA from ordinary attention worth it? Against other starts and from scratch.
+
+A classifier with MHSA is trained and converted; it is scored at once, trained further, and used as
+the backbone of a segmentor and a detector. Its attention may do nothing for the task at hand, and
+then no conversion can lose anything: so its score without attention stands beside every other.
+"""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterable, Sequence
+import copy
+import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from mmengine.config import Config
 from torch import nn
-from tqdm import tqdm
 
 from mmivit.apis.config import read_config
+from mmivit.datasets.scenes import CLASSES
 from mmivit.datasets.shapes import ShapesSpec, write_dataset
+from mmivit.datasets.solar_cells import CellsSpec, write_cells
+from mmivit.datasets.tree_crowns import TREE_CLASSES, TreesSpec, write_trees
 from mmivit.experiments.classification import (
     build_classifier,
+    count_classes,
     held_out_accuracy,
+    held_out_images,
     train_classifier,
 )
-from mmivit.experiments.runs import RunLog, set_budget, spread, train_and_score
-from mmivit.utils.figures import save_figure
-from mmivit.utils.tables import markdown_table
+from mmivit.experiments.measures import DIVERSITY_IMAGES, stage3_diversity
+from mmivit.experiments.runs import RunLog, make_runs, set_budget, train_and_score
+from mmivit.models.attention import MHSA, DecomposedMHSA
+from mmivit.utils.files import whole
 from mmivit.weights.converters import convert
 from mmivit.weights.sources import fetch
 
-KINDS = (  # what is compared after pretraining: name, pretrained, side of the landmark grid
-    ('from scratch, 7', False, 7),
-    ('from scratch, 14', False, 14),
-    ('warm start, 7', True, 7),
-    ('warm start, 14', True, 14),
-)
-SCORES = (  # what is scored, and where the log has it
-    ('accuracy (%), classification', 'classify ', 'accuracy'),
-    ('mIoU (%), segmentation', '', 'miou'),
-)
+
+class Start(NamedTuple):
+    """Where a model begins: its attention, and what its weights are.
+
+    Args:
+        attention: kind of the attention.
+        landmarks: side of the landmarks' grid.
+        weights: from the classifier with MHSA; else from scratch.
+        paper: converted weights start with the paper's key-less map.
+    """
+
+    attention: str = 'imhsa'
+    landmarks: int = 7
+    weights: bool = True
+    paper: bool = False
+
+
+STARTS = {
+    'MHSA itself': Start('mhsa'),
+    'from scratch, 7': Start(weights=False),
+    'from scratch, 14': Start(landmarks=14, weights=False),
+    '(1, 0), 7': Start(paper=True),
+    '(1, 0), 14': Start(landmarks=14, paper=True),
+    '(0, 2), 7': Start(),
+    '(0, 2), 14': Start(landmarks=14),
+}
+DOWNSTREAM = ('MHSA itself', 'from scratch, 7', '(1, 0), 7', '(0, 2), 7')
+# Content and locality, in stages 3 and 4, that are tried right after conversion.
+TRIED = {
+    f'({content:g}, {locality:g})': ((content, locality),) * 2
+    for content, locality in (
+        (1, 0),
+        (0, 0),
+        (0, 0.5),
+        (0, 1),
+        (0, 2),
+        (0, 4),
+        (0, 16),
+        (0.5, 2),
+        (1, 2),
+    )
+} | {'(0, 2), then (0, 4)': ((0, 2), (0, 4)), '(0, 4), then (0, 2)': ((0, 4), (0, 2))}
+TASKS = {'pretrain': 1, 'classification': 1, 'segmentation': 2, 'detection': 4}  # work per pixel
 
 
 @dataclass(frozen=True)
-class WarmStartBudget:
+class Budget:
     """How much is trained, the same for every seed and start.
 
     Args:
-        pretrain: iterations of classification.
-        pretrain_size: side of its images, pixels.
-        continued: iterations of further classification, with iMHSA.
-        finetune: iterations of segmentation.
-        size: side of its images, pixels.
-        val_interval: iterations between evaluations.
-        images: training images of each task.
-        held_out: held-out images of each task.
+        pretrain: iterations of classification with MHSA.
+        size: side of its images, pixels; also scored at twice that side.
+        continued: iterations of further classification.
+        downstream: iterations of segmentation and of detection.
+        downstream_size: side of their images, pixels.
+        batch: their images per iteration.
+        images: drawn training images of each task.
+        held_out: drawn images that a segmentor or detector is scored on; a fourth of a
+            classifier's.
+        classified: the starts of further classification.
     """
 
     pretrain: int = 400
-    pretrain_size: int = 128
+    size: int = 128
     continued: int = 160
-    finetune: int = 240
-    size: int = 192
-    val_interval: int = 60
+    downstream: int = 400
+    downstream_size: int = 96
+    batch: int = 8
     images: int = 800
     held_out: int = 60
+    classified: tuple[str, ...] = tuple(STARTS)
 
 
-def warm_start(folder: Path, config: Path, seeds: Sequence[int], budget: WarmStartBudget) -> RunLog:
-    """Is a warm start of iMHSA from ordinary attention worth it?
+DRAWN = Budget()
+PHOTOGRAPHS = Budget(
+    pretrain=600,
+    continued=160,
+    downstream=240,
+    downstream_size=192,
+    batch=4,
+    classified=DOWNSTREAM,
+)
+TREES = TreesSpec(size=200)  # crowns are 20 to 60 pixels wide
 
-    For every seed, a classifier with ``attention='mhsa'`` is trained on drawn images, converted to
-    iMHSA, scored at once, trained further, and used as the backbone of a segmentor; the same
-    classifier and segmentor with iMHSA are trained from scratch for as long.
+
+@dataclass(frozen=True)
+class Run:
+    """What is trained; equal runs are one.
 
     Args:
-        folder: data sets, weights and ``runs.jsonl`` go here.
-        config: UperNet on the built-in data set.
-        seeds: one pretraining and a set of segmentors each.
-        budget: how much is trained.
+        task: one of TASKS.
+        seed: of weights and of the images' order.
+        start: one of STARTS.
+        size: side of the images, pixels.
+        batch: images per iteration.
+        iterations: length of training.
+        pretrained: iterations that the classifier with MHSA was trained for.
+    """
+
+    task: str
+    seed: int
+    start: str
+    size: int
+    batch: int
+    iterations: int
+    pretrained: int
+
+    @property
+    def name(self) -> str:
+        return '-'.join(str(value) for value in asdict(self).values())
+
+    @property
+    def work(self) -> float:
+        return TASKS[self.task] * self.size**2 * self.iterations * self.batch
+
+
+@dataclass(frozen=True)
+class Data:
+    """Folders of the data sets.
+
+    Args:
+        classification: images in folders by class, by the side of the images in pixels.
+        downstream: by task.
+        classes: names of the objects to detect.
+    """
+
+    classification: dict[int, Path]
+    downstream: dict[str, Path]
+    classes: tuple[str, ...]
+
+
+def drawn(folder: Path, budget: Budget) -> Data:
+    """Drawn images: one of five shapes to classify; scenes to segment and to detect in."""
+    sides = {side: folder / f'classify_{side}' for side in (budget.size, 2 * budget.size)}
+    for side, root in sides.items():
+        spec = ShapesSpec(budget.images, 4 * budget.held_out, side)
+        write_dataset(root, spec, classification=True)
+    scenes = folder / f'scenes_{budget.downstream_size}'
+    write_dataset(scenes, ShapesSpec(budget.images, budget.held_out, budget.downstream_size))
+    return Data(sides, dict(segmentation=scenes, detection=scenes), CLASSES)
+
+
+def photographs(wheels: Path, folder: Path, budget: Budget, trees: TreesSpec = TREES) -> Data:
+    """Photographs: solar cells to classify, tree crowns to detect.
+
+    Args:
+        wheels: folder where the wheels of ``elpv-dataset`` and ``deepforest`` were unpacked.
+        folder: the data sets go here.
+        budget: sizes.
+        trees: how the tree crowns' photographs are cut and split.
 
     Raises:
-        ValueError: ``runs.jsonl`` is damaged, or of another budget.
-        FileExistsError: the folder holds other data sets.
+        OSError: the packages' files are not there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    log = RunLog(folder / 'runs.jsonl')
-    wanted = dict(run='budget', **asdict(budget))
-    if not log.records:
-        log.add(**wanted)
-    elif log.records[0] != wanted:
-        raise ValueError(
-            f'{log.path} begins with {log.records[0]}; expected was {wanted}. Name another folder.'
+    sides = {side: folder / f'cells_{side}' for side in (budget.size, 2 * budget.size)}
+    for side, root in sides.items():
+        write_cells(wheels, root, CellsSpec(side))
+    write_trees(wheels, folder / 'trees', trees)
+    return Data(sides, dict(detection=folder / 'trees'), TREE_CLASSES)
+
+
+def plan(budget: Budget, data: Data, seeds: Sequence[int]) -> tuple[list[Run], list[Run]]:
+    """The runs that train classifiers with MHSA, and those that begin with these."""
+    shape = dict(size=budget.size, batch=16, pretrained=budget.pretrain)
+    first = [
+        Run('pretrain', seed, 'MHSA itself', iterations=budget.pretrain, **shape) for seed in seeds
+    ]
+    then = []
+    for seed in seeds:
+        for start in budget.classified:
+            then.append(Run('classification', seed, start, iterations=budget.continued, **shape))
+        shape_downstream = dict(
+            size=budget.downstream_size,
+            batch=budget.batch,
+            iterations=budget.downstream,
+            pretrained=budget.pretrain,
         )
-    sides = (budget.pretrain_size, 2 * budget.pretrain_size)
-    for side in sides:  # also larger than in training
-        spec = ShapesSpec(budget.images, 4 * budget.held_out, side)
-        write_dataset(folder / f'classify_{side}', spec, classification=True)
-    write_dataset(folder / 'segment', ShapesSpec(budget.images, budget.held_out, budget.size))
-    runs = [('pretrain', seed) for seed in seeds]
-    runs += [(kind, seed) for seed in seeds for kind in KINDS]
-    for kind, seed in tqdm(runs, desc='runs', unit='run'):
-        weights = folder / f'mhsa_{seed}.pth'
-        if kind == 'pretrain':
-            if not log.get(run=kind, seed=seed):
-                model = build_classifier(seed, attention='mhsa')
-                train_classifier(model, folder / f'classify_{sides[0]}', seed, budget.pretrain)
-                torch.save(model.state_dict(), weights)
-                scores = _converted_accuracy(model, [folder / f'classify_{s}' for s in sides])
-                log.add(run=kind, seed=seed, accuracy=scores)
-            continue
-        name, pretrained, landmarks = kind
-        if not log.get(run=f'classify {name}', seed=seed):
-            model = build_classifier(seed, landmarks=landmarks)
-            if pretrained:
-                converted, _ = convert(fetch(weights), attention='imhsa', target='timm')
-                model.load_state_dict(converted, strict=False)
-            root, interval = folder / f'classify_{sides[0]}', budget.continued // 4
-            scores = train_classifier(model, root, seed, budget.continued, interval)
-            log.add(run=f'classify {name}', seed=seed, accuracy=scores)
-        if not log.get(run=name, seed=seed):
-            backbone = dict(landmarks=landmarks)
-            if pretrained:
-                backbone['init_cfg'] = dict(type='mmivit.PretrainedIViT', checkpoint=str(weights))
-            log.add(run=name, seed=seed, miou=segment(config, folder, seed, backbone, budget))
-    return log
+        for task in data.downstream:
+            then += [Run(task, seed, start, **shape_downstream) for start in DOWNSTREAM]
+    return first, then
 
 
-def segment(
-    config: Path, folder: Path, seed: int, backbone: dict, budget: WarmStartBudget
-) -> dict[str, float]:
-    """Train a segmentor on ``folder/segment``; held-out mIoU (percent) by iteration."""
-    cfg = read_config(str(config))
-    cfg.work_dir = str(folder / 'work_dir')
-    cfg.model.backbone.update(backbone)
-    set_budget(cfg, folder / 'segment', seed, budget.size, 4, budget.finetune, budget.val_interval)
-    scores = train_and_score(cfg)
-    return {iteration: metrics['mIoU'] for iteration, metrics in scores.items()}
+def warm_start(
+    folder: Path, configs: Path, data: Data, budget: Budget, seeds: Sequence[int], jobs: int = 0
+) -> tuple[RunLog, list[Run]]:
+    """Train what is not in ``folder/runs.jsonl`` yet.
+
+    Args:
+        folder: weights and ``runs.jsonl``, one record per finished run.
+        configs: folder of the repository's configs.
+        data: of :func:`drawn` or :func:`photographs`.
+        budget: how much is trained.
+        seeds: a classifier with MHSA each, and all that begins with it.
+        jobs: as in :func:`mmivit.experiments.runs.make_runs`.
+
+    Returns:
+        All records, and the runs that these settings ask for.
+
+    Raises:
+        ValueError: ``runs.jsonl`` is damaged, or ``jobs`` negative.
+        RuntimeError: a run failed.
+    """
+    log = RunLog(folder / 'runs.jsonl')
+    phases = plan(budget, data, seeds)
+    for runs in phases:
+        make_runs(runs, partial(train, data=data, configs=configs, folder=folder), log, jobs)
+    return log, [run for runs in phases for run in runs]
 
 
-def _converted_accuracy(model: nn.Module, roots: Iterable[Path]) -> dict[str, float]:
-    """Held-out accuracy as trained and, without further training, with iMHSA in its place."""
-    models = {'mhsa': model}
-    converted, _ = convert(model.state_dict(), attention='imhsa', target='timm')
-    for landmarks in (7, 14):
-        imhsa = build_classifier(0, landmarks=landmarks)
-        imhsa.load_state_dict(converted, strict=False)
-        models[f'imhsa, {landmarks}'] = imhsa
-    return {
-        f'{name} at {root.name.removeprefix("classify_")}': held_out_accuracy(candidate, root)
-        for root in roots
-        for name, candidate in models.items()
-    }
+def train(run: Run, data: Data, configs: Path, folder: Path) -> dict[str, object]:
+    """Make one run: its scores in percent by iteration, and more; the seconds it took."""
+    begun = time.perf_counter()
+    start, weights = STARTS[run.start], folder / f'mhsa_{run.pretrained}_{run.seed}.pth'
+    if run.task == 'pretrain':
+        found = _pretrain(run, data, weights)
+    elif run.task == 'classification':
+        found = _classify(run, start, data.classification[run.size], weights)
+    else:
+        backbone: dict = dict(attention=start.attention, landmarks=start.landmarks)
+        if start.weights:
+            backbone['init_cfg'] = dict(
+                type='mmivit.PretrainedIViT', checkpoint=str(weights), paper_start=start.paper
+            )
+        cfg = run_config(run, data, configs)
+        cfg.work_dir = str(folder / 'work_dirs' / run.name)
+        cfg.model.backbone.update(backbone)
+        key, scale = dict(segmentation=('mIoU', 1), detection=('coco/bbox_mAP_50', 100))[run.task]
+        scores = train_and_score(cfg)
+        found = dict(score={i: scale * metrics[key] for i, metrics in scores.items()})
+    return dict(found, seconds=round(time.perf_counter() - begun, 1))
 
 
-def warm_start_tables(log: RunLog) -> str:
-    """Markdown: accuracy right after conversion, then scores by iteration; mean and spread."""
-    pretrained = [r['accuracy'] for r in log.records if r['run'] == 'pretrain']
-    rows = [[name, spread(a[name] for a in pretrained)] for name in pretrained[0]]
-    tables = [markdown_table(['attention, landmarks, image side', 'accuracy'], rows)]
-    for title, prefix, key in SCORES:
-        runs = _runs(log, prefix, key)
-        iterations = list(next(iter(runs.values()))[0])
-        rows = [
-            [name, *(spread(s[i] for s in scores) for i in iterations)]
-            for name, scores in runs.items()
-        ]
-        tables.append(markdown_table([f'{title}: start, landmarks', *iterations], rows))
-    return '\n\n'.join(tables)
+def run_config(run: Run, data: Data, configs: Path) -> Config:
+    """The config of a segmentor or of a Faster R-CNN: one shipped for drawn data, changed.
+
+    Args:
+        run: what to train.
+        data: its data sets.
+        configs: folder of the repository's configs.
+    """
+    detection = run.task == 'detection'
+    name = 'mask_rcnn_ivit_shapes.py' if detection else 'upernet_ivit_shapes.py'
+    cfg = read_config(str(configs / name))
+    cfg.experiment_name = run.name  # two runs may begin in the same second
+    cfg.log_level = 'WARNING'
+    if detection:
+        _boxes_only(cfg)
+        cfg.model.roi_head.bbox_head.num_classes = len(data.classes)
+    root, interval = data.downstream[run.task], max(1, run.iterations // 4)
+    set_budget(cfg, root, run.seed, run.size, run.batch, run.iterations, interval)
+    cfg.default_hooks.checkpoint = dict(  # for pictures
+        type='CheckpointHook', by_epoch=False, interval=run.iterations, save_optimizer=False
+    )
+    resize = dict(type='Resize', scale=(run.size, run.size), keep_ratio=True)
+    cfg.train_dataloader.dataset.pipeline.insert(2, resize)
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        loader.update(num_workers=0, persistent_workers=False)  # the other runs keep cores busy
+        if detection:
+            loader.dataset.metainfo = dict(classes=data.classes)
+    return cfg
 
 
-def _runs(log: RunLog, prefix: str, key: str) -> dict[str, list[dict[str, float]]]:
-    return {name: [r[key] for r in log.records if r['run'] == prefix + name] for name, *_ in KINDS}
+def _boxes_only(cfg: Config) -> None:
+    """Faster R-CNN out of Mask R-CNN, for data without masks."""
+    cfg.model.type = 'FasterRCNN'
+    cfg.model.data_preprocessor.pad_mask = False
+    for part in ('mask_roi_extractor', 'mask_head'):
+        del cfg.model.roi_head[part]
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        for step in loader.dataset.pipeline:
+            if step.type == 'LoadAnnotations':
+                step.with_mask = False
+    cfg.val_evaluator.metric = 'bbox'
 
 
-def plot_warm_start(log: RunLog, path: Path) -> None:
-    """Scores against iterations, a line per start with the range over seeds, as PNG."""
-    from matplotlib.figure import Figure
+def _pretrain(run: Run, data: Data, weights: Path) -> dict[str, object]:
+    """Train a classifier with MHSA; its scores, and those right after conversion."""
+    root = data.classification[run.size]
+    model = build_classifier(run.seed, count_classes(root), attention='mhsa')
+    train_classifier(model, root, run.seed, run.iterations)
+    with whole(weights) as partial_file:
+        torch.save(model.state_dict(), partial_file)
+    scores = {}
+    for side, held_out in data.classification.items():
+        scores[f'MHSA at {side}'] = held_out_accuracy(model, held_out)
+        scores[f'without attention at {side}'] = held_out_accuracy(_silenced(model), held_out)
+        for landmarks in (7, 14):
+            start = Start(landmarks=landmarks)
+            converted = _start_model(start, model.state_dict(), count_classes(root))
+            for name, numbers in TRIED.items():
+                for stage, (content, locality) in zip(converted.stages[2:], numbers):
+                    for module in stage.modules():
+                        if isinstance(module, DecomposedMHSA):
+                            nn.init.constant_(module.content, content)
+                            nn.init.constant_(module.locality, locality)
+                scores[f'{name}, {landmarks} at {side}'] = held_out_accuracy(converted, held_out)
+    return dict(score=scores)
 
-    figure = Figure((11, 4))
-    panels = figure.subplots(1, len(SCORES))
-    for axes, (title, prefix, key) in zip(panels, SCORES):
-        runs = _runs(log, prefix, key)
-        for (name, _, landmarks), colour in zip(KINDS, ('C0', 'C0', 'C1', 'C1')):
-            iterations = [int(i) for i in runs[name][0]]
-            columns = [[s[str(i)] for s in runs[name]] for i in iterations]
-            style = '-' if landmarks == 7 else '--'
-            mean = [statistics.mean(column) for column in columns]
-            axes.plot(iterations, mean, style, color=colour, marker='o', label=f'{name} landmarks')
-            low, high = [min(c) for c in columns], [max(c) for c in columns]
-            axes.fill_between(iterations, low, high, color=colour, alpha=0.12, linewidth=0)
-        axes.set(xlabel='iteration', ylabel=f'held-out {title}')
-        axes.grid(alpha=0.3)
-    panels[-1].legend(title='mean and range over seeds', loc='upper left')
-    figure.suptitle('iViT-Nano with iMHSA on drawn images')
-    save_figure(figure, path, dpi=110, bbox_inches='tight')
+
+def _classify(run: Run, start: Start, root: Path, weights: Path) -> dict[str, object]:
+    """Train a classifier from one of the starts; its scores, and how alike its heads are."""
+    state = fetch(weights) if start.weights else None
+    model = _start_model(start, state, count_classes(root), run.seed)
+    images = held_out_images(root, DIVERSITY_IMAGES)
+    before = stage3_diversity(model, images)
+    at_once = {'0': held_out_accuracy(model, root)}
+    scores = train_classifier(model, root, run.seed, run.iterations, max(1, run.iterations // 4))
+    diversity = dict(before=before, after=stage3_diversity(model, images))
+    return dict(score=at_once | scores, diversity=diversity)
+
+
+def _start_model(start: Start, state: dict | None, classes: int, seed: int = 0) -> nn.Module:
+    """A classifier at one of the starts; ``state`` is the weights of one with MHSA."""
+    model = build_classifier(seed, classes, attention=start.attention, landmarks=start.landmarks)
+    if state is not None:
+        converted, _ = convert(
+            state, attention=start.attention, target='timm', paper_start=start.paper
+        )
+        model.load_state_dict(converted, strict=False)
+    return model
+
+
+def _silenced(model: nn.Module) -> nn.Module:
+    """A copy whose attentions answer nothing but zeros."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, MHSA):
+            nn.init.zeros_(module.proj.weight)
+    return model

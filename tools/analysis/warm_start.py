@@ -1,45 +1,58 @@
-"""Is a warm start from ordinary attention worth it? Trains, compares, draws docs/warm_start.md's.
+"""Is a warm start from ordinary attention worth it? The tables and curves of docs/warm_start.md.
 
-    python tools/analysis/warm_start.py work_dirs/warm_start
+    python tools/analysis/warm_start.py work_dirs/warm_start               on drawn images
+    python tools/analysis/warm_start.py work_dirs/warm_photographs --photographs wheels
 
-Killed, it goes on where it was when started again.
+The second takes the photographs of two packages, which it does not fetch (tools/make_photographs.py
+says how to get them). Killed, either goes on where it was when started again.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from mmivit.apis.command import errors_told
-from mmivit.experiments.warm_start import (
-    WarmStartBudget,
-    plot_warm_start,
-    warm_start,
-    warm_start_tables,
-)
+from mmivit.experiments.warm_start import DRAWN, PHOTOGRAPHS, drawn, photographs, warm_start
+from mmivit.experiments.warm_start_report import write_warm_start_report
 
-CONFIG = Path(__file__).parents[2] / 'configs' / 'upernet_ivit_shapes.py'
+CONFIGS = Path(__file__).parents[2] / 'configs'
+LENGTHS = {
+    'pretrain': 'of classification with MHSA',
+    'continued': 'of further classification',
+    'downstream': 'of segmentation and of detection',
+}
 
 
 def main() -> None:
-    default = WarmStartBudget()
-    parser = argparse.ArgumentParser(description='Compare warm starts with training from scratch.')
-    parser.add_argument('folder', type=Path, help='data, weights, runs.jsonl, curve.png')
-    parser.add_argument('--seeds', type=int, nargs='+', default=(0, 1, 2))
-    parser.add_argument('--pretrain', type=int, default=default.pretrain, help='iterations')
-    parser.add_argument('--continued', type=int, default=default.continued, help='iterations')
-    parser.add_argument('--finetune', type=int, default=default.finetune, help='iterations')
-    parser.add_argument('--val-interval', type=int, default=default.val_interval)
-    args = parser.parse_args()
-    budget = WarmStartBudget(
-        pretrain=args.pretrain,
-        continued=args.continued,
-        finetune=args.finetune,
-        val_interval=args.val_interval,
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    with errors_told(ValueError, OSError):
-        log = warm_start(args.folder, CONFIG, args.seeds, budget)
-    print(warm_start_tables(log))
-    plot_warm_start(log, args.folder / 'curve.png')
-    print(f'{args.folder / "curve.png"}')
+    parser.add_argument('folder', type=Path, help='data, weights, runs.jsonl, warm_start.md, .png')
+    parser.add_argument(
+        '--photographs',
+        type=Path,
+        metavar='WHEELS',
+        help='folder where the wheels of elpv-dataset and deepforest were unpacked',
+    )
+    parser.add_argument('--seeds', type=int, nargs='+', default=(0, 1, 2))
+    for name, what in LENGTHS.items():
+        defaults = f'{getattr(DRAWN, name)}, {getattr(PHOTOGRAPHS, name)} on photographs'
+        parser.add_argument(f'--{name}', type=int, help=f'iterations {what} ({defaults})')
+    parser.add_argument(
+        '--jobs', type=int, default=0, help='runs at a time; as many as CPU cores, up to 8'
+    )
+    args = parser.parse_args()
+    given = {name: getattr(args, name) for name in LENGTHS if getattr(args, name) is not None}
+    budget = replace(PHOTOGRAPHS if args.photographs else DRAWN, **given)
+    with errors_told(ValueError, OSError, RuntimeError):
+        if args.photographs:
+            data = photographs(args.photographs, args.folder, budget)
+        else:
+            data = drawn(args.folder, budget)
+        log, runs = warm_start(args.folder, CONFIGS, data, budget, args.seeds, args.jobs)
+    title = 'Photographs' if args.photographs else 'Drawn images'
+    print(write_warm_start_report(log, runs, args.folder, title))
+    print(f'{args.folder / "warm_start.md"}, .png, {log.path.name}')
 
 
 if __name__ == '__main__':
