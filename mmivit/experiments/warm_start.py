@@ -98,6 +98,7 @@ class Budget:
         held_out: drawn images that a segmentor or detector is scored on; a fourth of a
             classifier's.
         classified: the starts of further classification.
+        tried: content and locality right after conversion, by the names in TRIED.
     """
 
     pretrain: int = 400
@@ -105,20 +106,16 @@ class Budget:
     continued: int = 160
     downstream: int = 400
     downstream_size: int = 96
-    batch: int = 8
+    batch: int = 4
     images: int = 800
     held_out: int = 60
     classified: tuple[str, ...] = tuple(STARTS)
+    tried: tuple[str, ...] = tuple(TRIED)
 
 
 DRAWN = Budget()
 PHOTOGRAPHS = Budget(
-    pretrain=600,
-    continued=160,
-    downstream=240,
-    downstream_size=192,
-    batch=4,
-    classified=DOWNSTREAM,
+    size=96, downstream=200, downstream_size=160, classified=DOWNSTREAM, tried=('(1, 0)', '(0, 2)')
 )
 TREES = TreesSpec(size=200)  # crowns are 20 to 60 pixels wide
 
@@ -243,16 +240,19 @@ def warm_start(
     log = RunLog(folder / 'runs.jsonl')
     phases = plan(budget, data, seeds)
     for runs in phases:
-        make_runs(runs, partial(train, data=data, configs=configs, folder=folder), log, jobs)
+        make = partial(train, data=data, configs=configs, folder=folder, tried=budget.tried)
+        make_runs(runs, make, log, jobs)
     return log, [run for runs in phases for run in runs]
 
 
-def train(run: Run, data: Data, configs: Path, folder: Path) -> dict[str, object]:
+def train(
+    run: Run, data: Data, configs: Path, folder: Path, tried: Sequence[str]
+) -> dict[str, object]:
     """Make one run: its scores in percent by iteration, and more; the seconds it took."""
     begun = time.perf_counter()
     start, weights = STARTS[run.start], folder / f'mhsa_{run.pretrained}_{run.seed}.pth'
     if run.task == 'pretrain':
-        found = _pretrain(run, data, weights)
+        found = _pretrain(run, data, weights, tried)
     elif run.task == 'classification':
         found = _classify(run, start, data.classification[run.size], weights)
     else:
@@ -313,7 +313,7 @@ def _boxes_only(cfg: Config) -> None:
     cfg.val_evaluator.metric = 'bbox'
 
 
-def _pretrain(run: Run, data: Data, weights: Path) -> dict[str, object]:
+def _pretrain(run: Run, data: Data, weights: Path, tried: Sequence[str]) -> dict[str, object]:
     """Train a classifier with MHSA; its scores, and those right after conversion."""
     root = data.classification[run.size]
     model = build_classifier(run.seed, count_classes(root), attention='mhsa')
@@ -327,8 +327,8 @@ def _pretrain(run: Run, data: Data, weights: Path) -> dict[str, object]:
         for landmarks in (7, 14):
             start = Start(landmarks=landmarks)
             converted = _start_model(start, model.state_dict(), count_classes(root))
-            for name, numbers in TRIED.items():
-                for stage, (content, locality) in zip(converted.stages[2:], numbers):
+            for name in tried:
+                for stage, (content, locality) in zip(converted.stages[2:], TRIED[name]):
                     for module in stage.modules():
                         if isinstance(module, DecomposedMHSA):
                             nn.init.constant_(module.content, content)
