@@ -14,7 +14,7 @@ import mmcv
 import numpy as np
 from tqdm import tqdm
 
-from mmivit.apis.config import check_scope, read_config
+from mmivit.apis.config import check_channels, check_scope, read_config
 from mmivit.apis.images import find_images, read_image
 from mmivit.apis.inferencers import Detector, Segmentor
 from mmivit.datasets.images import darkness
@@ -66,6 +66,7 @@ def predict(
         CheckpointError: the checkpoint is unsafe, unreadable, or of something else.
     """
     cfg = read_config(config)
+    check_channels(cfg)
     segments = check_scope(cfg) == 'mmseg'
     images = find_images(inputs, Path(out))
     targets = [_targets(Path(out), name, segments) for _, name in images]
