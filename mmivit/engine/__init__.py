@@ -2,12 +2,14 @@
 
 from mmivit.engine.hooks import FiniteLossHook, SafeCheckpointHook
 from mmivit.engine.layer_decay import LayerDecayOptimWrapperConstructor, layer_scales
+from mmivit.engine.schedule import ScheduleHook
 from mmivit.engine.seeding import SeededBatchSampler, SeedHook
 
 __all__ = [
     'FiniteLossHook',
     'LayerDecayOptimWrapperConstructor',
     'SafeCheckpointHook',
+    'ScheduleHook',
     'SeedHook',
     'SeededBatchSampler',
     'layer_scales',
