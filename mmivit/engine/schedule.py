@@ -72,14 +72,25 @@ def _settings(scheduler: object) -> dict:
 
 
 def _rate_of_zero(schedulers: list, runner: Runner) -> Iterator[str]:
-    """Say from when on the rate is 0, if that is not where the run ends."""
-    last = max(schedulers, key=lambda scheduler: scheduler.end, default=None)
-    if last is None:
-        return
-    unit, total = ('epoch', runner.max_epochs) if last.by_epoch else ('iteration', runner.max_iters)
-    least = [getattr(last, name, None) for name in ('eta_min', 'eta_min_ratio', 'end_factor')]
-    if last.end < total and 0 in least:
-        yield (
-            f'The learning rate is 0 from {unit} {last.end} on, where {type(last).__name__} ends; '
-            f'the run goes on to {total}.'
-        )
+    """Say from when on the rate is 0, if that is not where the run ends.
+
+    Schedulers go on from the rate that others left, mostly by a factor, so 0 stays 0.
+    """
+    for scheduler in schedulers:
+        unit, total = 'iteration', runner.max_iters
+        if scheduler.by_epoch:
+            unit, total = 'epoch', runner.max_epochs
+        others = [other for other in schedulers if other is not scheduler]
+        if (
+            scheduler.end < total
+            and 0 in (*_least(scheduler), getattr(scheduler, 'end_factor', None))
+            and not any(map(any, map(_least, others)))
+        ):
+            yield (
+                f'The learning rate is 0 from {unit} {scheduler.end} on, where '
+                f'{type(scheduler).__name__} ends; the run goes on to {total}.'
+            )
+
+
+def _least(scheduler: object) -> list[float | None]:
+    return [getattr(scheduler, name, None) for name in ('eta_min', 'eta_min_ratio')]

@@ -37,7 +37,10 @@ def test_a_schedule_that_ends_before_the_run(warnings):
     assert 'load_from' not in message
     assert not warnings(4, poly(3, eta_min=1e-5))
     assert not warnings(4, dict(type='MultiStepLR', milestones=[2], by_epoch=False))
-    assert not warnings(4, [poly(3), dict(type='ConstantLR', begin=3, end=4, by_epoch=False)])
+    constant = dict(type='ConstantLR', begin=3, end=4, by_epoch=False)
+    (message,) = warnings(4, [poly(3), constant])  # a third of 0
+    assert 'where PolyLR ends' in message
+    assert not warnings(4, [poly(3, eta_min=1e-5), constant])
 
 
 def test_epochs(warnings):
