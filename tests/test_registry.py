@@ -1,10 +1,13 @@
-"""Registration, each case in a fresh process started in an empty folder elsewhere."""
+"""Registration, each case in a fresh process started in an empty folder elsewhere; types."""
 
 import subprocess
 import sys
 
 import pytest
+from mmengine.registry import MODELS
 
+from mmivit.models import IViT
+from mmivit.registry import class_of, derives_from
 from tests.conftest import TIMEOUT
 
 pytestmark = pytest.mark.matrix('registration')
@@ -69,3 +72,26 @@ def test_registering_twice_is_harmless_and_a_taken_name_is_left_alone(tmp_path):
         "assert mmseg.registry.MODELS.get('mmivit.IViT').__name__ == 'IViT'\n",
         tmp_path,
     )
+
+
+@pytest.mark.parametrize('scope', [None, 'mmdet', 'mmseg'])
+@pytest.mark.parametrize('kind', [IViT, 'mmivit.IViT', 'mmivit.models.ivit.IViT'])
+def test_a_type_is_a_class_however_it_is_written(kind, scope):
+    assert class_of(MODELS, dict(type=kind), scope) is IViT
+    if scope:
+        import mmivit  # noqa: F401
+
+        assert class_of(MODELS, dict(type='IViT'), scope) is IViT
+        assert class_of(MODELS, dict(type=f'{scope}.IViT'), None) is IViT
+
+
+@pytest.mark.parametrize('node', [{}, dict(type='Nothing'), dict(type='mmdet.No'), dict(type=len)])
+def test_what_is_no_class(node):
+    assert class_of(MODELS, node, 'mmdet') is object
+
+
+def test_classes_derived_from_those_of_a_package():
+    kind = class_of(MODELS, dict(type='mmdet.SoftTeacher'), None)
+    assert derives_from(kind, 'mmdet.models', 'BaseDetector')
+    assert not derives_from(kind, 'mmdet.models', 'FPN')
+    assert not derives_from(kind, 'not_installed.models', 'BaseDetector')

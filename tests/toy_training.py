@@ -55,6 +55,7 @@ def run(
     hooks: tuple = (),
     batch_sampler: dict | None = SEEDED,
     checkpoint: dict | None = None,
+    scheduler: dict | None = None,
     **settings,
 ) -> dict[int, float]:
     """Train for a number of steps, of which 4 are an epoch; the loss of each that was trained.
@@ -67,6 +68,7 @@ def run(
         hooks: beside those of the shipped configs.
         batch_sampler: of the data loader.
         checkpoint: further arguments of the checkpoint hook.
+        scheduler: of the learning rate; warms up for 20 steps if not given.
         settings: further ones for the Runner.
     """
     recorder = LossRecorder()
@@ -88,7 +90,7 @@ def run(
         ),
         train_cfg=loop,
         optim_wrapper=dict(optimizer=dict(type='Adam', lr=0.01)),
-        param_scheduler=dict(type='LinearLR', begin=0, end=20, by_epoch=False),
+        param_scheduler=scheduler or dict(type='LinearLR', begin=0, end=20, by_epoch=False),
         default_hooks=dict(
             checkpoint=dict(
                 type='mmivit.SafeCheckpointHook',

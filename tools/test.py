@@ -32,7 +32,15 @@ def main() -> None:
         metrics = evaluate(**vars(args))
     if is_main_process():
         for name, value in metrics.items():
-            print(f'{name:<24}{value:.4f}')
+            print(f'{name:<24}{_shown(value)}')
+
+
+def _shown(value: object) -> str:
+    """A metric's value, which may also be an array, a text or None."""
+    try:
+        return f'{value:.4f}'
+    except (TypeError, ValueError):
+        return str(value)
 
 
 if __name__ == '__main__':

@@ -14,7 +14,6 @@ from mmivit.datasets.checks import Source, check_source, find_check, open_source
 from mmivit.datasets.coco import check_coco
 from mmivit.datasets.coco_file import CocoFile
 from mmivit.datasets.evaluators import evaluator_findings, reads_coco_file, wants_masks
-from mmivit.datasets.loaders import class_of
 from mmivit.datasets.preflight import (
     check_class_names,
     check_evaluated,
@@ -23,6 +22,7 @@ from mmivit.datasets.preflight import (
 )
 from mmivit.datasets.report import DataReport, Finding
 from mmivit.errors import LaunchError
+from mmivit.registry import class_of
 
 SPLITS = ('train', 'val', 'test')
 

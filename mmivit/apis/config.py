@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.registry import MODELS, RUNNERS
+from mmengine.runner import Runner
 
 from mmivit.errors import LaunchError
 from mmivit.models.ivit import IViT
+from mmivit.registry import class_of, derives_from
+from mmivit.utils.arrays import plain
+from mmivit.utils.text import listed
+
+# What is read of a config besides the arguments of its Runner.
+READ_BESIDES = frozenset(
+    (
+        'runner_type',
+        'model_wrapper_cfg',
+        'find_unused_parameters',
+        'sync_bn',
+        'compile',
+        'activation_checkpointing',
+        'efficient_conv_bn_eval',
+        'tta_model',
+        'tta_pipeline',
+    )
+)
 
 
 def read_config(
@@ -37,17 +60,59 @@ def read_config(
     except Exception as error:  # a config is a program
         reason = f'{type(error).__name__}: {error}'
         raise LaunchError(f'{path} cannot be read as a config: {reason}') from error
+    plain(cfg._cfg_dict)  # mmdet and mmseg want palettes as lists, and arrays cannot be dumped
     if cfg_options:
+        for key in cfg_options:
+            _warn_if_unread(cfg, key)
         try:
             cfg.merge_from_dict(cfg_options)
         except (KeyError, TypeError, ValueError) as error:
             raise LaunchError(f'--cfg-options does not fit {path}: {error}') from error
+    # Pure Python configs import their classes and name no scope.
+    package = None if cfg.get('default_scope') else _package(cfg)
+    if package:
+        cfg.default_scope = package
     cfg.launcher = launcher
     if work_dir:
         cfg.work_dir = work_dir
     elif not cfg.get('work_dir'):
         cfg.work_dir = os.path.join('work_dirs', Path(path).stem)
     return cfg
+
+
+def _warn_if_unread(cfg: Config, key: str) -> None:
+    """Warn of an option for a variable of the config, which has been used when options are merged.
+
+    Args:
+        cfg: not overridden yet.
+        key: of the option, dotted.
+    """
+    runners = [Runner, class_of(RUNNERS, dict(type=cfg.get('runner_type')), None)]
+    read = {name for runner in runners for name in inspect.signature(runner).parameters}
+    variable, dot, rest = key.partition('.')
+    if variable in read.union(READ_BESIDES):
+        return
+    text = f'--cfg-options {key}: neither MMEngine nor mmivit reads {variable}'
+    parts = {name: part for name, part in cfg.items() if name in read.union(READ_BESIDES)}
+    holding = list(_holding(parts, variable, cfg.get(variable)))
+    if holding:
+        text += ', whose value the config has used already. Set it where it stands: ' + listed(
+            [f'{path}{dot}{rest}' for path in holding]
+        )
+    print_log(text, logger='current', level=logging.WARNING)
+
+
+def _holding(
+    node: dict | list | tuple, variable: str, value: object, path: str = ''
+) -> Iterator[str]:
+    """Where the value of a variable stands in a config: under its name or, no number, any other."""
+    for key, part in node.items() if isinstance(node, dict) else enumerate(node):
+        begins = isinstance(value, str) and '/' in value and str(part).startswith(value)
+        equal = type(part) is type(value) and part == value
+        if begins or (equal and (key == variable or isinstance(value, (str, list, tuple, dict)))):
+            yield f'{path}{key}'
+        elif isinstance(part, (dict, list, tuple)):
+            yield from _holding(part, variable, value, f'{path}{key}.')
 
 
 def check_file(path: str, what: str) -> None:
@@ -70,10 +135,21 @@ def check_scope(cfg: Config) -> str:
     Raises:
         LaunchError: it is neither.
     """
-    scope = cfg.get('default_scope')
+    scope = _package(cfg) or cfg.get('default_scope')
     if scope not in ('mmdet', 'mmseg'):
-        raise LaunchError(f'default_scope is {scope!r}; it must be mmdet or mmseg')
+        raise LaunchError(
+            f'default_scope is {scope!r}, and the model none of either; it must be mmdet or mmseg'
+        )
     return scope
+
+
+def _package(cfg: Config) -> str | None:
+    """The package of a config's model by its class: 'mmdet', 'mmseg', or None where of neither."""
+    kind = class_of(MODELS, cfg.get('model') or {}, cfg.get('default_scope'))
+    for package, base in (('mmdet', 'BaseDetector'), ('mmseg', 'BaseSegmentor')):
+        if derives_from(kind, f'{package}.models', base):
+            return package
+    return None
 
 
 def innermost_datasets(node: dict | list | None) -> Iterator[dict]:
@@ -167,53 +243,102 @@ def _check_evaluator_paths(cfg: Config, split: str) -> None:
 def check_channels(cfg: Config) -> None:
     """Check that what follows an iViT backbone expects the channels it returns.
 
+    And, of any backbone's, that a segmentor's head with a single channel tells two classes apart.
+
     Raises:
-        LaunchError: prints the list to paste.
+        LaunchError: prints what to paste.
     """
-    model = cfg.get('model', {})
-    backbone = model.get('backbone') or {}
-    if str(backbone.get('type')).rpartition('.')[2] != 'IViT':
-        return
+    scope = cfg.get('default_scope')
+    for path, model in _models(cfg.get('model'), 'model'):
+        kind = class_of(MODELS, model['backbone'], scope)
+        if issubclass(kind, IViT):
+            _check_channels(path, model, kind)
+        _check_single_channel(path, model, scope)
+
+
+def _models(node: object, path: str) -> Iterator[tuple[str, dict]]:
+    """Every part of a model that has a backbone, within wrappers of any depth, and its path."""
+    if isinstance(node, dict):
+        if isinstance(node.get('backbone'), dict):
+            yield path, node
+        for key, value in node.items():
+            yield from _models(value, f'{path}.{key}')
+    elif isinstance(node, (list, tuple)):
+        for index, value in enumerate(node):
+            yield from _models(value, f'{path}.{index}')
+
+
+def _check_channels(path: str, model: dict, kind: type[IViT]) -> None:
     arguments = {
-        key: value for key, value in backbone.items() if key not in ('type', '_scope_', 'init_cfg')
+        key: value
+        for key, value in model['backbone'].items()
+        if key not in ('type', '_scope_', 'init_cfg')
     }
     try:
         with torch.device('meta'):
-            channels = IViT(**arguments).out_channels
+            channels = kind(**arguments).out_channels
     except (TypeError, ValueError) as error:
-        raise LaunchError(f'model.backbone: {error}') from error
+        raise LaunchError(f'{path}.backbone: {error}') from error
     neck = model.get('neck')
     wanted = neck.get('in_channels') if isinstance(neck, dict) else None
     if isinstance(wanted, (list, tuple)) and list(wanted) != channels:
         raise LaunchError(
-            f'model.neck.in_channels is {list(wanted)}, but the backbone returns {len(channels)} '
+            f'{path}.neck.in_channels is {list(wanted)}, but the backbone returns {len(channels)} '
             f'maps of {channels} channels. Paste:\n    neck=dict(in_channels={channels})'
         )
     if neck is None:
-        _check_segmentation_heads(model, channels)
+        _check_segmentation_heads(path, model, channels)
 
 
-def _check_segmentation_heads(model: dict, channels: list[int]) -> None:
+def _check_segmentation_heads(path: str, model: dict, channels: list[int]) -> None:
     """mmseg's heads pick maps of the backbone by ``in_index``."""
+    for name, head in _segmentation_heads(model):
+        wanted = head.get('in_channels')
+        if wanted is None:
+            continue
+        # Some heads take all maps and know no in_index; those that do default to the last.
+        every = list(range(len(channels)))
+        index = head.get('in_index', -1 if isinstance(wanted, int) else every)
+        indices = [index] if isinstance(index, int) else list(index)
+        if any(not -len(channels) <= i < len(channels) for i in indices):
+            raise LaunchError(
+                f'{path}.{name}.in_index is {index}, but the backbone returns {len(channels)} maps'
+            )
+        given = [channels[i] for i in indices]
+        if ([wanted] if isinstance(wanted, int) else list(wanted)) != given:
+            paste = given[0] if isinstance(index, int) else given
+            raise LaunchError(
+                f'{path}.{name}.in_channels is {wanted}, but at in_index {index} the backbone '
+                f'returns {paste}. Paste:\n    {name}=dict(in_channels={paste})'
+            )
+
+
+def _check_single_channel(path: str, model: dict, scope: str | None) -> None:
+    """By mmseg's losses and labels a single channel is the second of two classes."""
+    for name, head in _segmentation_heads(model):
+        classes = head.get('num_classes')
+        if head.get('out_channels', classes) != 1 or not derives_from(
+            class_of(MODELS, head, scope), 'mmseg.models.decode_heads.decode_head', 'BaseDecodeHead'
+        ):
+            continue
+        losses = head.get('loss_decode') or dict(type='mmseg.CrossEntropyLoss')
+        softmax = any(
+            derives_from(class_of(MODELS, loss, scope), 'mmseg.models', 'CrossEntropyLoss')
+            and not loss.get('use_sigmoid')
+            for loss in ([losses] if isinstance(losses, dict) else losses)
+        )
+        if classes == 1 or softmax:
+            raise LaunchError(
+                f'{path}.{name} has one channel for num_classes={classes}'
+                f'{" and a loss by softmax" if softmax else ""}: mmseg takes one channel for the '
+                "second of two classes, by a sigmoid. Name both, classes=('background', ...), "
+                f'labelled 0 and 1, and paste:\n    {name}=dict(num_classes=2, out_channels=1, '
+                "loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=True))"
+            )
+
+
+def _segmentation_heads(model: dict) -> Iterator[tuple[str, dict]]:
+    """The heads of a segmentor, and the names they go by."""
     for name in ('decode_head', 'auxiliary_head'):
         heads = model.get(name) or []
-        for head in [heads] if isinstance(heads, dict) else heads:
-            wanted = head.get('in_channels')
-            if wanted is None:
-                continue
-            # Some heads take all maps and know no in_index; those that do default to the last.
-            every = list(range(len(channels)))
-            index = head.get('in_index', -1 if isinstance(wanted, int) else every)
-            indices = [index] if isinstance(index, int) else list(index)
-            if any(not -len(channels) <= i < len(channels) for i in indices):
-                raise LaunchError(
-                    f'model.{name}.in_index is {index}, but the backbone returns '
-                    f'{len(channels)} maps'
-                )
-            given = [channels[i] for i in indices]
-            if ([wanted] if isinstance(wanted, int) else list(wanted)) != given:
-                paste = given[0] if isinstance(index, int) else given
-                raise LaunchError(
-                    f'model.{name}.in_channels is {wanted}, but at in_index {index} the backbone '
-                    f'returns {paste}. Paste:\n    {name}=dict(in_channels={paste})'
-                )
+        yield from ((name, head) for head in ([heads] if isinstance(heads, dict) else heads))

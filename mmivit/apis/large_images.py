@@ -66,7 +66,8 @@ def upsampled_labels(logits: Tensor, size: tuple[int, int], model: nn.Module) ->
     Returns:
         Class indices, size.
     """
-    if len(logits) * size[0] * size[1] <= MAX_LOGITS:
+    # A single channel is no maximum of several.
+    if len(logits) == 1 or len(logits) * size[0] * size[1] <= MAX_LOGITS:
         return _classes(_resize(logits, size, model), model)
     best = torch.full(size, -torch.inf, device=logits.device)
     labels = torch.zeros(size, dtype=torch.long, device=logits.device)

@@ -8,8 +8,9 @@ from mmengine.registry import HOOKS, VISBACKENDS, VISUALIZERS
 from mmengine.visualization import LocalVisBackend, Visualizer
 
 from mmivit.apis.config import tested_dataset
-from mmivit.datasets.loaders import class_of, decodes_as_stock, find_loaders
+from mmivit.datasets.loaders import decodes_as_stock, find_loaders
 from mmivit.errors import LaunchError
+from mmivit.registry import class_of
 from mmivit.utils.fonts import AnyScript
 
 MOST_WIDTH = 2**14  # pixels of a legend; longer names are cut off

@@ -11,6 +11,9 @@ from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+# Settings of a loader's workers, at which torch raises where there are none.
+WORKERS_ALONE = ('persistent_workers', 'prefetch_factor', 'timeout', 'multiprocessing_context')
+
 
 def build_runner(cfg: Config) -> Runner:
     """MMEngine's Runner of a config; it turns SyncBN into BN when alone."""
@@ -23,6 +26,10 @@ def build_runner(cfg: Config) -> Runner:
             broadcast_buffers=False,
             find_unused_parameters=cfg.get('find_unused_parameters', False),
         )
+    for split in ('train', 'val', 'test'):
+        loader = cfg.get(f'{split}_dataloader')
+        for name in WORKERS_ALONE if loader and not loader.get('num_workers') else ():
+            loader.pop(name, None)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 

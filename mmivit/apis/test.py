@@ -18,9 +18,10 @@ from mmivit.apis.pictures import draw_predictions
 from mmivit.apis.runner import build_runner, warn
 from mmivit.apis.settings import differing_settings
 from mmivit.datasets.evaluators import wants_masks
-from mmivit.datasets.loaders import class_of, find_loaders, loading
+from mmivit.datasets.loaders import find_loaders, loading
 from mmivit.engine.label_maps import LabelMapHook
 from mmivit.errors import LaunchError
+from mmivit.registry import class_of
 
 
 def evaluate(

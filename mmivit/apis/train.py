@@ -15,6 +15,7 @@ from mmivit.apis.check_data import check_before_run
 from mmivit.apis.config import check_channels, check_paths, read_config
 from mmivit.apis.models import check_weights, read_loadable
 from mmivit.apis.runner import build_runner, warn
+from mmivit.engine import ScheduleHook
 from mmivit.engine.resume import check_whole, latest_checkpoint
 from mmivit.errors import LaunchError, TrainingError
 from mmivit.weights.checkpoint import read_checkpoint
@@ -71,8 +72,9 @@ def train(
     _choose_checkpoint(cfg, resume)
     runner = build_runner(cfg)
     warn(doubts)
-    if resume not in (None, 'auto'):
-        check_weights(runner.model, resume, read_loadable(resume, '--resume'))
+    if cfg.get('resume') and cfg.get('load_from'):
+        check_weights(runner.model, cfg.load_from, read_loadable(cfg.load_from, '--resume'))
+    runner.register_hook(ScheduleHook())
     warn_about_batch_size(runner)
     try:
         runner.train()

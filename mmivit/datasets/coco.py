@@ -39,8 +39,12 @@ def check_coco(
     unlabelled = 'train' in splits and loaders.labels is None
     bare = isinstance(content, dict) and 'annotations' not in content
     parts: dict[str, list[dict]] = dict(annotations=[])
-    names = ('images', 'categories', 'annotations')
-    for part in names[: 2 if unlabelled or (bare and splits == ['test']) else 3]:
+    names = ['images', 'categories', 'annotations']
+    if unlabelled or (bare and splits == ['test']):
+        names.remove('annotations')
+    if unlabelled and isinstance(content, dict) and content.get('categories') == []:
+        names.remove('categories')
+    for part in names:
         parts[part], found = usable_entries(content, part)
         report.add(found)
     report.add(image_findings(parts['images']))

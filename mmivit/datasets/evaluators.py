@@ -9,8 +9,8 @@ from pathlib import PurePath
 from mmengine.registry import METRICS
 
 from mmivit.datasets.coco_file import CocoFile
-from mmivit.datasets.loaders import class_of
 from mmivit.datasets.report import Finding
+from mmivit.registry import class_of
 
 ID_ZERO = "annotations with id 0, which COCO's matching takes for no match: count from 1"
 NO_ISCROWD = "annotations without 'iscrowd', on which COCO's evaluation fails: write 0"

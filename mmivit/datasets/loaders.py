@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mmcv.transforms import BaseTransform, Compose, LoadAnnotations, LoadImageFromFile
 from mmengine.dataset import BaseDataset
@@ -14,6 +13,7 @@ from mmengine.registry import TRANSFORMS, Registry
 
 from mmivit.datasets.report import first_line
 from mmivit.errors import LaunchError
+from mmivit.registry import class_of
 
 
 @dataclass(frozen=True)
@@ -124,15 +124,6 @@ def build(registry: Registry, node: dict, scope: str | None) -> BaseDataset | Ba
         return registry.build(dict(node, _scope_=scope))
     except Exception as error:  # whatever a constructor makes of the config's arguments
         raise LaunchError(f'{node.get("type")}: {first_line(error)}') from error
-
-
-def class_of(registry: Registry, node: dict, scope: str | None) -> type[Any]:
-    """The class that a node of a config names; ``object`` where there is none of that name."""
-    if isinstance(node['type'], type):
-        return node['type']
-    with registry.switch_scope_and_registry(scope) as scoped:
-        kind = scoped.get(node['type'])
-    return kind if isinstance(kind, type) else object
 
 
 def _flatten(node: object) -> Iterator[dict]:

@@ -3,6 +3,7 @@
 from mmivit.engine.hooks import FiniteLossHook, SafeCheckpointHook
 from mmivit.engine.label_maps import LabelMapHook
 from mmivit.engine.layer_decay import LayerDecayOptimWrapperConstructor, layer_scales
+from mmivit.engine.schedule import ScheduleHook
 from mmivit.engine.seeding import SeededBatchSampler, SeedHook
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     'LabelMapHook',
     'LayerDecayOptimWrapperConstructor',
     'SafeCheckpointHook',
+    'ScheduleHook',
     'SeedHook',
     'SeededBatchSampler',
     'layer_scales',

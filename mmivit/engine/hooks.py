@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 
 from mmivit.errors import TrainingError
 from mmivit.registry import HOOKS
+from mmivit.utils.arrays import plain
 from mmivit.utils.files import whole
 from mmivit.utils.text import listed
 
@@ -84,6 +85,7 @@ class SafeCheckpointHook(CheckpointHook):
             )
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        checkpoint['meta'] = plain(checkpoint['meta'])  # else it would not be read back
         # Another process may have met a loss that is not finite, and is about to stop this one.
         broken = [name for name, p in runner.model.named_parameters() if not p.isfinite().all()]
         if broken:

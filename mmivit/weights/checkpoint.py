@@ -17,6 +17,7 @@ from mmengine.logging import HistoryBuffer
 from torch import Tensor
 
 from mmivit.errors import CheckpointError
+from mmivit.utils.arrays import plain
 from mmivit.utils.files import RefusedFile, check_absent, check_regular, whole
 from mmivit.utils.text import listed, printable
 from mmivit.weights.safe_globals import HAS_ALLOW_LIST, SafePickle
@@ -216,6 +217,7 @@ def dataset_meta(checkpoint: dict) -> dict:
     saved = meta.get('dataset_meta') if isinstance(meta, dict) else None
     if saved is None:
         return {}
+    saved = plain(saved)
     try:
         fits = all(isinstance(name, str) for name in saved.get('classes') or ())
         palette = saved.get('palette') or ()

@@ -16,7 +16,8 @@ from mmengine.utils import digit_version
 
 # torch 2.6 made `weights_only` the default and its allow-list able to hold stand-ins.
 HAS_ALLOW_LIST = digit_version(torch.__version__) >= digit_version('2.6.0')
-LOG_VALUES = ('f4', 'f8', 'i4', 'i8')  # numpy's types in MMEngine's log history
+# numpy's types of plain numbers, in MMEngine's log history, in metrics and palettes
+NUMBERS = ('b1', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8', 'f2', 'f4', 'f8')
 
 
 def allow_mmengine_checkpoints() -> None:
@@ -40,9 +41,9 @@ def _allowed() -> dict[str, object]:
     that answers for those four alone is registered under its name. So is one for ``numpy.dtype``,
     whose arrays of objects can be made to hold any address.
     """
-    types = [Namespace, HistoryBuffer, np.ndarray, *{type(np.dtype(kind)) for kind in LOG_VALUES}]
+    types = [Namespace, HistoryBuffer, np.ndarray, *{type(np.dtype(kind)) for kind in NUMBERS}]
     allowed = {f'{kind.__module__}.{kind.__qualname__}': kind for kind in types}
-    allowed['numpy.dtype'] = _log_dtype
+    allowed['numpy.dtype'] = _number_dtype
     # numpy 2 moved `numpy.core` to `numpy._core`: read the checkpoints of both.
     for core in ('numpy.core', 'numpy._core'):
         allowed[f'{core}.multiarray._reconstruct'] = np.zeros(0).__reduce__()[0]
@@ -62,9 +63,9 @@ def _get_statistic(owner: object, name: str) -> object:
     )
 
 
-def _log_dtype(kind: str, *options: bool) -> np.dtype:
+def _number_dtype(kind: str, *options: bool) -> np.dtype:
     """Stand-in for ``numpy.dtype`` while unpickling: plain numbers, nothing else."""
-    if kind in LOG_VALUES:
+    if kind in NUMBERS:
         return np.dtype(kind, *options)
     raise pickle.UnpicklingError(f'refused: it asks for numpy arrays of {kind!r}')
 

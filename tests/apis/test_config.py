@@ -1,10 +1,12 @@
 """What is found out about a config before anything is built from it."""
 
+import numpy as np
 import pytest
 from mmengine.config import Config
 
 from mmivit.apis.config import check_channels, check_paths, read_config
 from mmivit.errors import LaunchError
+from mmivit.models import IViT
 from tests.conftest import CONFIGS, run_tool
 
 
@@ -89,3 +91,65 @@ def test_what_is_no_config(text, tmp_path):
     (tmp_path / 'x.py').write_text(text)
     with pytest.raises(LaunchError, match=r'x\.py cannot be read as a config: \w+Error: '):
         read_config(str(tmp_path / 'x.py'))
+
+
+@pytest.mark.parametrize('kind', ['mmivit.IViT', IViT])
+def test_channels_within_wrappers(kind):
+    cfg = Config.fromfile(CONFIGS / 'mask_rcnn_ivit.py')
+    cfg.model.backbone.type = kind
+    cfg.model = dict(type='SoftTeacher', detector=cfg.model)
+    check_channels(cfg)
+    cfg.model.detector.backbone.arch = 'medium'
+    with pytest.raises(LaunchError, match=r'model\.detector\.neck\.in_channels is .*\n.*\[96, 192'):
+        check_channels(cfg)
+
+
+def binary(classes, channels, sigmoid, kind='mmseg.UPerHead'):
+    loss = dict(type='mmseg.CrossEntropyLoss', use_sigmoid=sigmoid)
+    head = dict(type=kind, num_classes=classes, loss_decode=[loss])
+    head.update(dict(out_channels=channels) if channels else {})
+    return Config(dict(model=dict(type='mmseg.EncoderDecoder', backbone={}, decode_head=head)))
+
+
+def test_a_single_channel_tells_two_classes_apart():
+    check_channels(binary(2, 1, True))
+    check_channels(binary(2, None, False))
+    check_channels(binary(1, None, False, 'mmseg.Mask2FormerHead'))  # has a class for none
+    for classes, channels, sigmoid in [(1, None, True), (1, 1, True), (2, 1, False)]:
+        with pytest.raises(
+            LaunchError, match=r'(?s)one channel for .*num_classes=2, out_channels=1'
+        ):
+            check_channels(binary(classes, channels, sigmoid))
+
+
+@pytest.mark.parametrize(
+    ('option', 'told'),
+    [
+        (dict(data_root='x/'), 'test_dataloader.dataset.data_root, val_evaluator.ann_file, test_'),
+        (dict(num_classes=3), 'stands: model.roi_head.bbox_head.num_classes, model.roi_head.mask_'),
+        ({'metainfo.classes': ('a',)}, 'stands: train_dataloader.dataset.metainfo.classes, val_'),
+        (dict(train_pipeline=[]), 'stands: train_dataloader.dataset.pipeline'),
+        (dict(dataroot='x/'), 'reads dataroot'),
+        ({'train_cfg.max_epochs': 1, 'tta_pipeline': [], 'sync_bn': 'torch', 'seed': 0}, 'seed'),
+    ],
+)
+def test_options_that_nothing_reads(option, told, log):
+    read_config(str(CONFIGS / 'mask_rcnn_ivit_shapes.py'), cfg_options=option)
+    (message,) = log
+    assert f'--cfg-options {list(option)[-1]}: neither MMEngine nor mmivit reads' in message
+    assert told in message
+
+
+def test_arrays_are_lists(tmp_path):
+    path = tmp_path / 'x.py'
+    path.write_text(
+        '_base_ = []\n'
+        'import numpy as np\n'
+        'metainfo = dict(palette=np.eye(3, dtype=np.uint8), ids=(np.int64(3), [np.zeros(1)]))\n'
+    )
+    cfg = read_config(str(path))
+    cfg.dump(str(path))
+    for read in (cfg, Config.fromfile(path)):
+        assert read.metainfo.palette == np.eye(3).tolist()
+        assert read.metainfo.ids == (3, [[0.0]])
+        assert type(read.metainfo.ids[0]) is int

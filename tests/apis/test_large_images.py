@@ -46,3 +46,13 @@ def test_upsampling_by_classes_gives_the_labels_of_resized_logits(monkeypatch):
     )[0].argmax(0)
     monkeypatch.setattr(large_images, 'MAX_LOGITS', 77 * 90 * 8)
     assert torch.equal(upsampled_labels(logits, (77, 90), model), expected)
+
+
+def test_a_single_channel_is_a_threshold_at_any_size(monkeypatch):
+    _, model = small_upernet(mode='whole')
+    model.decode_head.threshold = 0.3
+    logits = torch.randn(1, 20, 30)
+    expected = upsampled_labels(logits, (77, 90), model)
+    assert expected.unique().tolist() == [0, 1]
+    monkeypatch.setattr(large_images, 'MAX_LOGITS', 100)
+    assert torch.equal(upsampled_labels(logits, (77, 90), model), expected)

@@ -124,3 +124,39 @@ def test_stock_mmseg_tools_run_the_demo_config(checkpoint, shapes):
         timeout=TIMEOUT,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+METRICS = """
+_base_ = CONFIG
+
+from mmengine.evaluator import BaseMetric
+from mmengine.registry import METRICS
+
+
+@METRICS.register_module(force=True)
+class OddMetric(BaseMetric):
+    def process(self, data_batch, data_samples):
+        self.results.append(0)
+
+    def compute_metrics(self, results):
+        import numpy as np
+
+        return dict(per_class=np.array([0.5, 0.25], np.float16), nothing=None, text='good')
+
+
+test_evaluator = dict(_delete_=True, type='OddMetric')
+del BaseMetric, METRICS, OddMetric
+"""
+
+
+def test_metrics_that_are_no_numbers(checkpoint, shapes, tmp_path):
+    config = tmp_path / 'odd.py'
+    config.write_text(METRICS.replace('CONFIG', repr(str(CONFIG))))
+    done = run_tool('test.py', config, checkpoint, '--work-dir', tmp_path, cwd=shapes)
+    assert done.returncode == 0, done.stderr[-3000:]
+    printed = done.stdout.splitlines()[-3:]
+    assert [' '.join(line.split()) for line in printed] == [
+        'per_class [0.5 0.25]',
+        'nothing None',
+        'text good',
+    ]

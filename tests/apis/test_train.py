@@ -107,7 +107,8 @@ def test_named_checkpoints_are_taken_or_refused(resume, name, error, message, ru
 
 
 @pytest.mark.parametrize('wrapped', [False, True])
-def test_weights_of_another_model_are_not_resumed(wrapped, run_dir, monkeypatch):
+@pytest.mark.parametrize('resume', ['auto', 'iter_1.pth'])
+def test_weights_of_another_model_are_not_resumed(wrapped, resume, run_dir, monkeypatch):
     model = torch.nn.Linear(1, 1)
     wrapper = torch.nn.Module()
     wrapper.module = model
@@ -118,5 +119,5 @@ def test_weights_of_another_model_are_not_resumed(wrapped, run_dir, monkeypatch)
         train.train(
             str(CONFIGS / 'mask_rcnn_ivit_shapes.py'),
             str(run_dir),
-            resume=str(run_dir / 'iter_1.pth'),
+            resume=resume if resume == 'auto' else str(run_dir / resume),
         )

@@ -4,6 +4,7 @@ import errno
 import os
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -12,7 +13,8 @@ from mmengine.hooks import Hook
 from mmivit.engine.hooks import SafeCheckpointHook, WholeFileBackend, image_paths
 from mmivit.engine.resume import latest_checkpoint
 from mmivit.errors import TrainingError
-from tests.toy_training import run
+from mmivit.weights.checkpoint import dataset_meta, read_checkpoint
+from tests.toy_training import Draws, run
 
 
 def _go_on(rank, folder):
@@ -97,3 +99,13 @@ def test_what_was_written_before_a_checkpoint_is_whole(tmp_path):
     run(tmp_path, 2)
     assert [zipfile.ZipFile(path).testzip() for path in tmp_path.glob('*.pth')] == [None, None]
     assert not list(tmp_path.glob('.*'))
+
+
+def test_a_palette_of_numpy_is_read_back(tmp_path, monkeypatch):
+    metainfo = dict(classes=('a', 'b'), palette=np.zeros((2, 3), np.uint8))
+    monkeypatch.setattr(Draws, 'metainfo', metainfo, raising=False)
+    run(tmp_path, 1)
+    saved = torch.load(tmp_path / 'iter_1.pth', weights_only=True)['meta']['dataset_meta']
+    assert saved == dict(classes=('a', 'b'), palette=[[0, 0, 0], [0, 0, 0]])
+    assert dataset_meta(read_checkpoint(tmp_path / 'iter_1.pth')) == saved
+    run(tmp_path, 2, resume=True)
