@@ -16,6 +16,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import torch
 from mmengine.logging import MMLogger
+from mmengine.visualization import Visualizer
 
 from mmivit.datasets.shapes import ShapesSpec, write_dataset
 from tests.forked import Forked
@@ -73,6 +74,12 @@ def starts_processes(function, seen=()):
         for other in called
         if other not in (*seen, function)
     )
+
+
+@pytest.fixture(autouse=True)
+def no_visualizer_before():
+    """MMEngine's hooks draw with the visualiser that was made last, in whichever test."""
+    Visualizer._instance_dict.clear()
 
 
 @pytest.fixture
