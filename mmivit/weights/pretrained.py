@@ -98,8 +98,9 @@ def _doubts(
     settings = [('head_dim', _head_dim(mixer), head_dim or trained.get('head_dim'))]
     if hasattr(mixer, 'interaction_position') and any('.interaction' in n for n in converted):
         both = any(name.endswith('_pre') for name in converted)
-        theirs = 'both' if both else trained.get('interaction')
-        settings.append(('interaction', mixer.interaction_position, theirs))
+        own, theirs = mixer.interaction_position, 'both' if both else trained.get('interaction')
+        # 'both' takes a single interaction for that behind the softmax; the other is the identity.
+        settings.append(('interaction', 'post' if own == 'both' != theirs else own, theirs))
     for name, own, theirs in settings:
         if theirs not in (None, own):
             yield f'{name} is {own!r} here, {theirs!r} in it: its weights mean something else here'
