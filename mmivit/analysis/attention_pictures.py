@@ -26,6 +26,7 @@ from mmivit.analysis.map_drawing import Panel, View, draw
 from mmivit.apis.config import read_config
 from mmivit.apis.images import read_image, viewable
 from mmivit.apis.inferencers import load_inferencer
+from mmivit.datasets.loaders import ImagePipeline
 from mmivit.errors import CheckpointError
 from mmivit.models.attention import ATTENTIONS, MHSA, DecomposedMHSA, build_attention
 from mmivit.utils.figures import save_figure
@@ -271,16 +272,20 @@ def _chosen(found: dict[str, tuple[MHSA, Tensor]], wanted: Sequence[str]) -> lis
 def _load_config(config: str, checkpoint: str, path: Path) -> tuple[nn.Module, View]:
     """The model of an mmdet or mmseg config, and what its test pipeline makes of an image."""
     inferencer, _ = load_inferencer(read_config(config), checkpoint, 'cpu')
-    try:
-        sample = read_image(path, inferencer.pipeline)
-    except RefusedFile as error:
-        raise ValueError(f'{path}: {error}') from error
+    sample = _read(path, inferencer.pipeline)
     packed = inferencer.pipeline(sample)
     batch = dict(inputs=[packed['inputs']], data_samples=[packed['data_samples']])
     data = inferencer.model.data_preprocessor(batch, False)
     scale = data['data_samples'][0].metainfo.get('scale_factor', (1.0, 1.0))
     image = mmcv.bgr2rgb(viewable(sample['img']))
     return inferencer.model, View(image, data['inputs'], tuple(scale))
+
+
+def _read(path: Path, pipeline: ImagePipeline) -> dict:
+    try:
+        return read_image(path, pipeline)
+    except RefusedFile as error:
+        raise ValueError(f'{path}: {error}') from error
 
 
 def _load_timm(name: str, checkpoint: str, path: Path) -> tuple[nn.Module, View]:
@@ -292,9 +297,7 @@ def _load_timm(name: str, checkpoint: str, path: Path) -> tuple[nn.Module, View]
     if not timm.is_model(name):
         known = ', '.join(timm.list_models('ivit_*'))
         raise ValueError(f'timm has no model {name!r}; expected one of {known}')
-    photo = mmcv.imread(str(path))
-    if photo is None:
-        raise ValueError(f'{path} is not an image that can be read')
+    photo = _read(path, ImagePipeline([dict(type='LoadImageFromFile')], None))['img']
     with naming(checkpoint):
         weights = fetch(checkpoint)
         model = timm.create_model(name, num_classes=len(weights.get('head.fc.bias', ())))

@@ -23,7 +23,7 @@ from mmivit.apis.runner import warn
 from mmivit.apis.settings import differing_settings
 from mmivit.datasets.loaders import ImagePipeline
 from mmivit.engine.label_maps import MOST_CLASSES, label_map_png
-from mmivit.errors import CheckpointError
+from mmivit.errors import CheckpointError, LaunchError
 from mmivit.weights.checkpoint import dataset_meta, naming
 
 LEGIBLE = 480  # pixels; smaller images are enlarged for drawing, so that labels can be read
@@ -48,7 +48,7 @@ def load_inferencer(
 
     Raises:
         LaunchError: there is no such file, the config's default_scope is neither mmdet nor mmseg,
-            or its test pipeline cannot be built.
+            its test pipeline cannot be built, or it loads images by pickle.
         CheckpointError: the checkpoint is unsafe, unreadable, or of another model.
     """
     inferencer_class = _inferencer_class(check_scope(cfg))
@@ -67,7 +67,13 @@ class _AsTested:
     """An inferencer with the whole test pipeline: the stock ones put a loader of theirs into it."""
 
     def _init_pipeline(self, cfg: Config) -> ImagePipeline:
-        return ImagePipeline(tested_dataset(cfg).get('pipeline') or [], cfg.default_scope)
+        pipeline = ImagePipeline(tested_dataset(cfg).get('pipeline') or [], cfg.default_scope)
+        if getattr(pipeline.loader, 'decode_backend', None) == 'pickle':
+            raise LaunchError(
+                f"{type(pipeline.loader).__name__}(decode_backend='pickle') runs what a file says, "
+                "and images may be anyone's: set another decode_backend"
+            )
+        return pipeline
 
 
 def _inferencer_class(scope: str) -> type[BaseInferencer]:

@@ -96,6 +96,13 @@ def check_whole(path: str | Path) -> None:
     missing = [key for key in NEEDED if key not in checkpoint]
     if missing:
         raise CheckpointError(f'{path} is no checkpoint of a training run: no {listed(missing)}')
+    if (
+        isinstance(checkpoint['meta'], dict) and 'config' in checkpoint['meta']
+    ):  # MMEngine's own have 'cfg', which it does not run
+        raise CheckpointError(
+            f'{path} is not safe to resume: MMEngine would run the program in its meta.config, '
+            'which it never writes there. Start from its weights: --cfg-options load_from=FILE'
+        )
     if zipfile.is_zipfile(path):
         # torch checks the directory of the archive, not the sums of what is in it.
         with zipfile.ZipFile(path) as archive:

@@ -118,9 +118,22 @@ def positions(x: Tensor, landmarks: int) -> tuple[Tensor, Tensor]:
     )
 
 
+def _has_autocast(device: str) -> bool:
+    try:
+        torch.autocast(device, enabled=False)
+    except RuntimeError:
+        return False
+    return True
+
+
+WITHOUT_AUTOCAST = tuple(d for d in ('meta', 'mps') if not _has_autocast(d))  # mps: up to torch 2.4
+
+
 def exactly(x: Tensor) -> AbstractContextManager:
     """Without autocast: eight bits of mantissa don't hold a position."""
-    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+    if x.device.type in WITHOUT_AUTOCAST:
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def add_(logits: Tensor, scale: Tensor, closeness: Tensor) -> Tensor:

@@ -313,17 +313,21 @@ def read_sizes(shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]
 def name_arch(sizes: dict[str, tuple[int, ...]]) -> str:
     """The architecture's name, several if fewer than four stages leave it open, else the sizes.
 
+    Without any stage it is ''.
+
     Args:
         sizes: as :func:`read_sizes` gives them.
     """
     depths, widths = sizes['depths'], sizes['widths']
     count = len(depths)
+    if not count:
+        return ''
     names = [
         name
         for name in ARCHITECTURES
         if tuple(part[:count] for part in read_arch(name)) == (depths, widths)
     ]
-    return ' or '.join(names) if names and count else f'{depths}, {widths}'
+    return ' or '.join(names) if names else f'{depths}, {widths}'
 
 
 def _check_widths(widths: Sequence[int], head_dim: int) -> None:

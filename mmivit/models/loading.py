@@ -15,6 +15,8 @@ from mmivit.models.attention import MHSA
 from mmivit.utils.text import listed
 
 Shapes = Mapping[str, tuple[int, ...]]
+# What torch puts around modules to divide or to recompute them; state dicts don't name it.
+WRAPPER = re.compile(r'(^|\.)_(fsdp|checkpoint)_wrapped_module(?=\.|$)')
 
 
 def report_loading(
@@ -32,7 +34,7 @@ def report_loading(
         module: the module about to be loaded.
         state_dict: everything the loader was given.
         prefix: what the module's own names start with in it.
-        name_size: names the size of such a module, by its tensors' shapes.
+        name_size: names the size of such a module, by its tensors' shapes; '' if they don't tell.
 
     Raises:
         CheckpointError: the tensors that fit by name and shape hold less than half of the module's
@@ -63,7 +65,7 @@ def report_loading(
         theirs, own = name_size(found), name_size(expected)
         what = (
             'Is this a part of a checkpoint?'
-            if theirs == own
+            if theirs in ('', own)
             else f'They are of size {theirs}, it is of size {own}: take weights of that size, or '
             'set arch to the other.'
         )
@@ -91,11 +93,20 @@ def report_loading(
 
 
 def implied(module: nn.Module) -> set[str]:
-    """Tensors whose absence from a state dict has a meaning: its modules' ``IMPLIED``."""
+    """Tensors whose absence from a state dict has a meaning: its attentions' ``IMPLIED``."""
     return {
         f'{prefix}.{name}'.lstrip('.')
-        for prefix, part in module.named_modules()
+        for prefix, part in attentions(module).items()
         for name in getattr(part, 'IMPLIED', ())
+    }
+
+
+def attentions(module: nn.Module) -> dict[str, MHSA]:
+    """A module's attentions, by what their tensors' names in its state dict begin with."""
+    return {
+        WRAPPER.sub('', name).lstrip('.'): part
+        for name, part in module.named_modules()
+        if isinstance(part, MHSA)
     }
 
 
@@ -111,16 +122,15 @@ def check_heads(module: nn.Module, found: Shapes) -> None:
     Raises:
         CheckpointError: a tensor with an entry for each head has another number of them.
     """
-    for name, part in module.named_modules():
-        if isinstance(part, MHSA):
-            for key, _ in part.named_parameters(name, recurse=False):
-                heads = found[key][0] if found.get(key) else part.num_heads
-                if heads != part.num_heads:
-                    raise CheckpointError(
-                        f'{key} is of {heads} heads, this model has {part.num_heads} there: the '
-                        'weights mean something else in heads of another width; set head_dim to '
-                        'what they were trained with'
-                    )
+    for name, part in attentions(module).items():
+        for key, _ in part.named_parameters(name, recurse=False):
+            heads = found[key][0] if found.get(key) else part.num_heads
+            if heads != part.num_heads:
+                raise CheckpointError(
+                    f'{key} is of {heads} heads, this model has {part.num_heads} there: the '
+                    'weights mean something else in heads of another width; set head_dim to '
+                    'what they were trained with'
+                )
 
 
 def check_fits(module: nn.Module, state_dict: dict[str, Tensor]) -> None:
@@ -141,8 +151,8 @@ def check_fits(module: nn.Module, state_dict: dict[str, Tensor]) -> None:
         and name not in by_absence
         and (name not in state_dict or state_dict[name].shape != tensor.shape)
     ]
-    attentions = {name for name, part in module.named_modules() if isinstance(part, MHSA)}
-    if unfit and attentions.issuperset(name.rpartition('.')[0] for name in unfit):
+    places = attentions(module).keys()
+    if unfit and places >= {name.rpartition('.')[0] for name in unfit}:
         check_heads(module, {name: tuple(tensor.shape) for name, tensor in state_dict.items()})
     if unfit:
         raise CheckpointError(
@@ -150,9 +160,7 @@ def check_fits(module: nn.Module, state_dict: dict[str, Tensor]) -> None:
             f'{type(module).__name__} are missing or of another shape: {listed(unfit)}'
         )
     idle = [
-        name
-        for name in state_dict
-        if name not in expected and name.rpartition('.')[0] in attentions
+        name for name in state_dict if name not in expected and name.rpartition('.')[0] in places
     ]
     if idle:
         raise CheckpointError(

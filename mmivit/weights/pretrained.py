@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
@@ -95,11 +96,14 @@ def _doubts(
     """
     if mixer is None:
         return
-    settings = [('head_dim', _head_dim(mixer), head_dim or trained.get('head_dim'))]
+    settings: list[tuple[str, Any, Any]] = [
+        ('head_dim', _head_dim(mixer), head_dim or trained.get('head_dim'))
+    ]
     if hasattr(mixer, 'interaction_position') and any('.interaction' in n for n in converted):
         both = any(name.endswith('_pre') for name in converted)
-        theirs = 'both' if both else trained.get('interaction')
-        settings.append(('interaction', mixer.interaction_position, theirs))
+        own, theirs = mixer.interaction_position, 'both' if both else trained.get('interaction')
+        # 'both' takes a single interaction for that behind the softmax; the other is the identity.
+        settings.append(('interaction', 'post' if own == 'both' != theirs else own, theirs))
     for name, own, theirs in settings:
         if theirs not in (None, own):
             yield f'{name} is {own!r} here, {theirs!r} in it: its weights mean something else here'

@@ -22,6 +22,7 @@ from mmivit.analysis.attention_pictures import (
 from mmivit.errors import CheckpointError, LaunchError
 from mmivit.models import build_attention
 from tests.conftest import CONFIGS, run_tool
+from tests.faulty_data import header_of_png
 
 SEGMENTOR = CONFIGS / 'upernet_ivit_shapes.py'
 DETECTOR = CONFIGS / 'mask_rcnn_ivit_shapes.py'
@@ -162,6 +163,13 @@ def test_whole_maps_are_shown_as_a_conversion_makes_them():
     assert (shown.content.tolist(), shown.locality.tolist()) == ([0, 0], [2, 2])
     shown.content.data.fill_(0.5)
     assert _as_kind(shown, 'decomposed').content.tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize('scope', ['mmseg', 'timm'])
+def test_enormous_images_are_not_decoded(folder, tmp_path, scope):
+    (tmp_path / 'bomb.png').write_bytes(header_of_png(50_000, 50_000))
+    with pytest.raises(ValueError, match=r'bomb\.png: more than 89 megapixels'):
+        show_attention(**{**arguments(folder, scope), 'image': tmp_path / 'bomb.png', 'out': '.'})
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from mmseg.datasets import ADE20KDataset
 
 from mmivit.apis import inferencers, large_images
 from mmivit.apis.inferencers import Segmentor, load_inferencer
+from mmivit.apis.models import build_model
 from mmivit.errors import CheckpointError, LaunchError
 from tests.apis.test_large_images import small_upernet
 from tests.conftest import CONFIGS, sample_of
@@ -63,6 +64,15 @@ def test_a_backbone_that_refuses_weights_names_their_file(tmp_path):
         load_inferencer(
             Config.fromfile(CONFIGS / 'upernet_ivit_shapes.py'), str(tmp_path / 'x.pth'), 'cpu'
         )
+
+
+def test_images_are_not_loaded_by_pickle(tmp_path):
+    cfg = Config.fromfile(CONFIGS / 'upernet_ivit_shapes.py')
+    torch.save(build_model(cfg).state_dict(), tmp_path / 'x.pth')
+    loader = dict(type='LoadBiomedicalImageFromFile', decode_backend='pickle')
+    cfg.test_dataloader.dataset.pipeline[0] = loader
+    with pytest.raises(LaunchError, match=r'FromFile\(.*pickle.* set another decode_backend'):
+        load_inferencer(cfg, str(tmp_path / 'x.pth'), 'cpu')
 
 
 def test_another_scope_is_refused(tmp_path):

@@ -140,3 +140,11 @@ def test_weights_alone_are_no_run(tmp_path):
     torch.save(dict(state_dict={}), tmp_path / 'iter_1.pth')
     with pytest.raises(CheckpointError, match='no meta, message_hub'):
         check_whole(tmp_path / 'iter_1.pth')
+
+
+def test_what_mmengine_would_run_is_refused(tmp_path):
+    """It takes meta.config, which MMCV wrote, for a config and reads that: a program."""
+    meta = dict(config="x = __import__('os').getpid()")
+    torch.save(dict(state_dict={}, message_hub={}, meta=meta), tmp_path / 'iter_1.pth')
+    with pytest.raises(CheckpointError, match=r'would run the program in its meta\.config'):
+        check_whole(tmp_path / 'iter_1.pth')

@@ -1,6 +1,7 @@
 """The four attentions against a naive loop written from the paper's equations."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmivit.analysis.benchmark import saved_bytes
 from mmivit.models import IMHSA, DecomposedMHSA, InteractiveMHSA, build_attention
-from mmivit.models.attention import ATTENTIONS, INTERACTIONS, pool_landmarks
+from mmivit.models.attention import ATTENTIONS, INTERACTIONS, exactly, pool_landmarks
 
 KINDS = tuple(ATTENTIONS)
 LINEAR = ('decomposed', 'imhsa')
@@ -213,6 +214,13 @@ def test_positions_are_exact_under_autocast(kind):
         with torch.autocast('cpu', torch.bfloat16):
             found = module(x)
     assert (found.float() - expected).norm() < 1e-2 * expected.norm()
+
+
+@pytest.mark.parametrize('device', ['cpu', 'meta', 'mps'])
+def test_devices_without_autocast_need_none(device):
+    """torch knows none for mps up to 2.4, nor for meta; either raises."""
+    with exactly(SimpleNamespace(device=torch.device(device))):
+        pass
 
 
 @pytest.mark.parametrize('kind', LINEAR)

@@ -4,9 +4,13 @@ import pytest
 import torch
 from mmengine.runner.checkpoint import load_state_dict
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    apply_activation_checkpointing,
+)
 
 from mmivit.errors import CheckpointError
 from mmivit.models import IViT
+from mmivit.models.layers import Block
 from mmivit.models.loading import check_fits
 from tests.models.test_torch_module import Lora, replace_linear
 
@@ -23,6 +27,22 @@ def test_a_part_of_a_checkpoint_is_an_error():
     state = IViT('nano', out_indices=(0, 1)).state_dict()
     with pytest.raises(CheckpointError, match='Is this a part of a checkpoint'):
         load_state_dict(IViT('nano'), state)
+
+
+def test_of_weights_without_stages_no_size_is_told():
+    state = {'stem.conv.weight': IViT('nano').stem.conv.weight}
+    with pytest.raises(CheckpointError, match='Is this a part of a checkpoint'):
+        load_state_dict(IViT('nano'), state)
+
+
+@pytest.mark.parametrize('load', [nn.Module.load_state_dict, check_fits])
+@pytest.mark.parametrize('absent', [(), ('content', 'locality')])
+def test_torchs_wrappers_around_blocks_leave_names_alone(load, absent):
+    """FSDP's do the same, and only processes that are connected can make them."""
+    model = IViT('nano')
+    state = {n: t for n, t in model.state_dict().items() if not n.endswith(absent)}
+    apply_activation_checkpointing(model, check_fn=lambda module: isinstance(module, Block))
+    load(model, state)
 
 
 def test_an_adapter_alone_is_loaded(log):
