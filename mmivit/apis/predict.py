@@ -73,7 +73,7 @@ def predict(
     cfg = read_config(config, cfg_options=cfg_options)
     check_channels(cfg)
     segments = check_scope(cfg) == 'mmseg'
-    own = tested_dataset(cfg).get('img_suffix', IMAGE_SUFFIXES[0]).lower()
+    own = (tested_dataset(cfg).get('img_suffix') or IMAGE_SUFFIXES[0]).lower()
     suffixes = IMAGE_SUFFIXES if own.endswith(IMAGE_SUFFIXES) else (*IMAGE_SUFFIXES, own)
     images = find_images(inputs, Path(out), suffixes)
     targets = [_targets(Path(out), name, segments) for _, name in images]

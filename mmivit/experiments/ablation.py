@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import torch
 from mmengine.config import Config
 
 from mmivit.apis.config import read_config
@@ -22,7 +21,7 @@ from mmivit.datasets.shapes import ShapesSpec, write_dataset
 from mmivit.experiments.measures import DiversityRecorder
 from mmivit.experiments.runs import RunLog, make_runs, set_budget, train_and_score
 from mmivit.models.attention import ATTENTIONS, INTERACTIONS
-from mmivit.utils.files import whole
+from mmivit.weights.checkpoint import write_checkpoint
 from mmivit.weights.converters import convert
 from mmivit.weights.sources import fetch
 
@@ -262,10 +261,8 @@ def _train_first(run: Run, root: Path, configs: Path, folder: Path) -> str:
     )
     rest = {name: tensor for name, tensor in state.items() if not name.startswith('backbone.')}
     path = Path(cfg.work_dir, 'imhsa.pth')
-    with whole(path) as partial_file:
-        torch.save(
-            dict(state_dict={f'backbone.{n}': t for n, t in converted.items()} | rest), partial_file
-        )
+    weights = {f'backbone.{name}': tensor for name, tensor in converted.items()} | rest
+    write_checkpoint(path, weights, {}, force=True)
     return str(path)
 
 

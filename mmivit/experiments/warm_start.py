@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from mmengine.config import Config
 from torch import nn
 
@@ -34,7 +33,7 @@ from mmivit.experiments.classification import (
 from mmivit.experiments.measures import DIVERSITY_IMAGES, stage3_diversity
 from mmivit.experiments.runs import RunLog, make_runs, set_budget, train_and_score
 from mmivit.models.attention import MHSA, DecomposedMHSA
-from mmivit.utils.files import whole
+from mmivit.weights.checkpoint import write_checkpoint
 from mmivit.weights.converters import convert
 from mmivit.weights.sources import fetch
 
@@ -318,8 +317,7 @@ def _pretrain(run: Run, data: Data, weights: Path, tried: Sequence[str]) -> dict
     root = data.classification[run.size]
     model = build_classifier(run.seed, count_classes(root), attention='mhsa')
     train_classifier(model, root, run.seed, run.iterations)
-    with whole(weights) as partial_file:
-        torch.save(model.state_dict(), partial_file)
+    write_checkpoint(weights, model.state_dict(), {}, force=True)
     scores = {}
     for side, held_out in data.classification.items():
         scores[f'MHSA at {side}'] = held_out_accuracy(model, held_out)
