@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, DefaultScope
 
 from mmivit.analysis.attention_pictures import (
     _as_kind,
@@ -19,6 +17,7 @@ from mmivit.analysis.attention_pictures import (
     _summary,
     show_attention,
 )
+from mmivit.apis.models import build_model
 from mmivit.errors import CheckpointError, LaunchError
 from mmivit.models import build_attention
 from tests.conftest import CONFIGS, run_tool
@@ -39,8 +38,7 @@ def folder(tmp_path_factory):
     torch.manual_seed(0)
     for config in (SEGMENTOR, DETECTOR):
         cfg = Config.fromfile(config)
-        with DefaultScope.overwrite_default_scope(cfg.default_scope):
-            weights = revert_sync_batchnorm(MODELS.build(cfg.model)).state_dict()
+        weights = build_model(cfg).state_dict()
         meta = dict(dataset_meta=dict(cfg.metainfo))
         torch.save(dict(state_dict=weights, meta=meta), folder / f'{cfg.default_scope}.pth')
     import timm
@@ -117,8 +115,10 @@ def test_an_attention_without_landmarks(folder, tmp_path):
     (tmp_path / 'mhsa.py').write_text(
         f"_base_ = '{SEGMENTOR}'\nmodel = dict(backbone=dict(attention='mhsa'))\n"
     )
+    model = build_model(Config.fromfile(tmp_path / 'mhsa.py'))
+    torch.save(model.state_dict(), tmp_path / 'mhsa.pth')
     written, summary = show_attention(
-        folder / 'photo.png', str(folder / 'mmseg.pth'), tmp_path, str(tmp_path / 'mhsa.py')
+        folder / 'photo.png', str(tmp_path / 'mhsa.pth'), tmp_path, str(tmp_path / 'mhsa.py')
     )
     assert [path.name.split('.')[-2] for path in written] == ['heads', 'attentions']
     assert 'effective rank' in summary

@@ -22,7 +22,7 @@ NAMES = ('a', 'north/a', 'south/b')  # one name in two folders
 
 
 @TRANSFORMS.register_module()
-class LoadBands(BaseTransform):
+class LoadFiveBands(BaseTransform):
     """Of a .npy file."""
 
     def transform(self, results):
@@ -79,7 +79,7 @@ def deep(*shape):
         (dict(type='LoadImageFromFile', color_type='unchanged'), 3, '.png', deep(40, 50, 3)),
         (dict(type='LoadImageFromFile', color_type='grayscale'), 1, '.png', deep(40, 50)),
         (
-            dict(type='LoadBands'),
+            dict(type='LoadFiveBands'),
             5,
             '.npy',
             lambda path, rng: np.save(path, rng.integers(0, 60_000, (40, 50, 5)).astype('f4')),

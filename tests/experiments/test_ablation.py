@@ -27,7 +27,7 @@ TINY = Preset(
     held_out=2,
     batch=2,
     iterations=2,
-    peer_iterations=2,
+    peer_iterations=4,  # two halves, each with a warm-up
     seeds=1,
     other_seeds=1,
 )
@@ -50,7 +50,7 @@ def test_groups_share_their_runs():
     assert runs_of(groups['interaction'], 'none', None) == decomposed
     every = {run for rows in groups.values() for *_, runs in rows for run in runs}
     # attentions and interactions; other head counts; larger images; peers in two tasks
-    assert len(every) == 6 * 3 + 2 * 3 + (4 + 2) + 2 * 4
+    assert len(every) == 6 * 3 + 2 * 3 + (4 + 2) + 2 * 5
     assert len({run.name for run in every}) == len(every)
 
 
@@ -70,7 +70,7 @@ def test_all_of_it_and_on_from_a_torn_line(tmp_path, capfd):
     only = ('attention', 'peers')
     log, rows = ablate(tmp_path, CONFIGS, TINY, only, jobs=1)
     assert tuple(rows) == only
-    assert len(log.records) == 4 + 2 * 4
+    assert len(log.records) == 4 + 2 * 5
     path = tmp_path / 'runs.jsonl'
     whole = path.read_text()
     path.write_text(whole[:-9])
@@ -89,7 +89,7 @@ def test_all_of_it_and_on_from_a_torn_line(tmp_path, capfd):
     assert '| attention | mIoU (%) | variant accuracy (%) | n |' in table
     assert '| peers | mIoU (%) | variant accuracy (%) | segm mAP50 (%) | bbox mAP50 (%) |' in table
     assert (tmp_path / 'ablation.png').read_bytes().startswith(b'\x89PNG')
-    assert '12 of 12 runs' in capfd.readouterr().err
+    assert '14 of 14 runs' in capfd.readouterr().err
 
 
 def test_no_seeds_at_all_are_refused(tmp_path):
