@@ -139,14 +139,14 @@ def exactly(x: Tensor) -> AbstractContextManager:
 def add_(logits: Tensor, scale: Tensor, closeness: Tensor) -> Tensor:
     """logits + scale * closeness, in fp32 or better.
 
-    At inference on a CPU it takes the place of the logits in memory.
+    It takes the place of the logits in memory, of which no gradient needs the values.
 
     Args:
         logits: (B, h, L, N).
         scale: (h, 1, 1).
         closeness: (1, L, N).
     """
-    if is_lean(logits) and logits.dtype == closeness.dtype:
+    if is_eager(logits) and logits.dtype == closeness.dtype:
         return logits.addcmul_(scale, closeness)
     return torch.addcmul(logits.to(closeness.dtype), scale, closeness)
 
