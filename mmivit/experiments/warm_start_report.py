@@ -72,7 +72,7 @@ def plot_warm_start(log: RunLog, runs: Sequence[Run], path: Path, title: str) ->
     colours = dict(
         zip(dict.fromkeys(name.split(', ')[0] for name in STARTS), ('C7', 'C0', 'C3', 'C2'))
     )
-    figure = Figure((5 * len(tasks), 4), layout='constrained')
+    figure = Figure((4.5 * len(tasks) + 1.5, 4), layout='constrained')
     for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks):
         for start, records in _records(log, runs, task).items():
             iterations = list(records[0]['score'])
@@ -86,8 +86,8 @@ def plot_warm_start(log: RunLog, runs: Sequence[Run], path: Path, title: str) ->
             axes.fill_between(places, low, high, color=colour, alpha=0.12, linewidth=0)
         axes.set(title=task, xlabel='iteration', ylabel=f'held-out {SCORES[task]}')
         axes.grid(alpha=0.3)
-        if axes.get_subplotspec().is_first_col():
-            axes.legend(title='start, landmarks', fontsize=8)
+    lines, names = figure.axes[0].get_legend_handles_labels()  # every start is classified
+    figure.legend(lines, names, title='start, landmarks', loc='outside right upper')
     figure.suptitle(f'{title}: mean and range over seeds')
     save_figure(figure, path, dpi=110)
 
