@@ -114,7 +114,7 @@ class Budget:
 
 DRAWN = Budget()
 PHOTOGRAPHS = Budget(
-    size=96, downstream=200, downstream_size=160, classified=DOWNSTREAM, tried=('(1, 0)', '(0, 2)')
+    size=96, downstream=600, downstream_size=160, classified=DOWNSTREAM, tried=('(1, 0)', '(0, 2)')
 )
 TREES = TreesSpec(size=200)  # crowns are 20 to 60 pixels wide
 
