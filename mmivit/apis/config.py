@@ -170,6 +170,21 @@ def tested_dataset(cfg: Config) -> dict:
     return next(innermost_datasets(cfg.get('test_dataloader')), {})
 
 
+def set_test_data(cfg: Config) -> None:
+    """Let a config that tests nothing load images as it does for validation.
+
+    Raises:
+        LaunchError: it has no data for that either.
+    """
+    if not cfg.get('test_dataloader'):
+        if not cfg.get('val_dataloader'):
+            raise LaunchError(
+                'the config has neither test_dataloader nor val_dataloader, by whose pipeline '
+                'images are loaded'
+            )
+        cfg.test_dataloader = cfg.val_dataloader
+
+
 def innermost_evaluators(node: dict | list | None) -> Iterator[dict]:
     """Every metric of an evaluator's config, alone, in a list or in an evaluator of several."""
     if isinstance(node, (list, tuple)):

@@ -14,7 +14,7 @@ from mmengine.infer import BaseInferencer
 from mmengine.registry import DATASETS
 from mmengine.structures import BaseDataElement, PixelData
 
-from mmivit.apis.config import check_scope, tested_dataset
+from mmivit.apis.config import check_scope, set_test_data, tested_dataset
 from mmivit.apis.images import viewable
 from mmivit.apis.large_images import exceeds_memory, slide_labels, upsampled_labels
 from mmivit.apis.models import check_weights, read_loadable
@@ -48,10 +48,11 @@ def load_inferencer(
 
     Raises:
         LaunchError: there is no such file, the config's default_scope is neither mmdet nor mmseg,
-            its test pipeline cannot be built, or it loads images by pickle.
+            it has no test pipeline that can be built, or that loads images by pickle.
         CheckpointError: the checkpoint is unsafe, unreadable, or of another model.
     """
     inferencer_class = _inferencer_class(check_scope(cfg))
+    set_test_data(cfg)
     loaded = read_loadable(checkpoint, 'checkpoint')
     doubts = differing_settings(cfg, checkpoint, loaded)  # inferencers change the config
     set_visualizer(cfg)

@@ -14,7 +14,13 @@ import mmcv
 import numpy as np
 from tqdm import tqdm
 
-from mmivit.apis.config import check_channels, check_scope, read_config, tested_dataset
+from mmivit.apis.config import (
+    check_channels,
+    check_scope,
+    read_config,
+    set_test_data,
+    tested_dataset,
+)
 from mmivit.apis.images import IMAGE_SUFFIXES, find_images, read_image
 from mmivit.apis.inferencers import Detector, Segmentor
 from mmivit.datasets.images import darkness
@@ -72,6 +78,7 @@ def predict(
     """
     cfg = read_config(config, cfg_options=cfg_options)
     check_channels(cfg)
+    set_test_data(cfg)
     segments = check_scope(cfg) == 'mmseg'
     own = (tested_dataset(cfg).get('img_suffix') or IMAGE_SUFFIXES[0]).lower()
     suffixes = IMAGE_SUFFIXES if own.endswith(IMAGE_SUFFIXES) else (*IMAGE_SUFFIXES, own)

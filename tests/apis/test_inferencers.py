@@ -26,7 +26,8 @@ def load(tmp_path, monkeypatch):
 
     def load(content):
         torch.save(content, tmp_path / 'x.pth')
-        return load_inferencer(Config(dict(default_scope='mmdet')), str(tmp_path / 'x.pth'), 'cpu')
+        cfg = Config(dict(default_scope='mmdet', test_dataloader=dict(dataset=dict())))
+        return load_inferencer(cfg, str(tmp_path / 'x.pth'), 'cpu')
 
     return load
 
@@ -72,6 +73,18 @@ def test_images_are_not_loaded_by_pickle(tmp_path):
     loader = dict(type='LoadBiomedicalImageFromFile', decode_backend='pickle')
     cfg.test_dataloader.dataset.pipeline[0] = loader
     with pytest.raises(LaunchError, match=r'FromFile\(.*pickle.* set another decode_backend'):
+        load_inferencer(cfg, str(tmp_path / 'x.pth'), 'cpu')
+
+
+def test_without_test_data_images_are_loaded_as_for_validation(tmp_path):
+    cfg = Config.fromfile(CONFIGS / 'mask_rcnn_ivit_shapes.py')
+    torch.save(build_model(cfg).state_dict(), tmp_path / 'x.pth')
+    cfg.test_dataloader = None
+    inferencer, _ = load_inferencer(cfg, str(tmp_path / 'x.pth'), 'cpu')
+    sample = sample_of(np.zeros((64, 64, 3), np.uint8))
+    assert inferencer.pipeline(sample)['inputs'].shape[1:] == (128, 128)
+    cfg.test_dataloader = cfg.val_dataloader = None
+    with pytest.raises(LaunchError, match='neither test_dataloader nor val_dataloader'):
         load_inferencer(cfg, str(tmp_path / 'x.pth'), 'cpu')
 
 
