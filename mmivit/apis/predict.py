@@ -78,8 +78,8 @@ def predict(
     """
     cfg = read_config(config, cfg_options=cfg_options)
     check_channels(cfg)
-    set_test_data(cfg)
     segments = check_scope(cfg) == 'mmseg'
+    set_test_data(cfg)
     own = (tested_dataset(cfg).get('img_suffix') or IMAGE_SUFFIXES[0]).lower()
     suffixes = IMAGE_SUFFIXES if own.endswith(IMAGE_SUFFIXES) else (*IMAGE_SUFFIXES, own)
     images = find_images(inputs, Path(out), suffixes)

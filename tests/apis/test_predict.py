@@ -25,7 +25,8 @@ class Blind:
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """predict() on ``photos``, with a network that finds nothing."""
-    (tmp_path / 'config.py').write_text("default_scope = 'mmdet'\n")
+    config = "default_scope = 'mmdet'\ntest_dataloader = dict(dataset=dict(type='CocoDataset'))\n"
+    (tmp_path / 'config.py').write_text(config)
     (tmp_path / 'photos').mkdir()
     Image.new('RGB', (40, 30), 'red').save(tmp_path / 'photos' / 'a.png')
     monkeypatch.chdir(tmp_path)
