@@ -257,7 +257,8 @@ class Images:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         (folder / 'config.py').touch()
-        Config.fromfile = staticmethod(lambda path: Config(dict(default_scope='mmdet')))
+        cfg = dict(default_scope='mmdet', test_dataloader=dict(dataset=dict()))
+        Config.fromfile = staticmethod(lambda path: Config(cfg))
         predict.Detector = Blind
 
     def seeds(self) -> list[bytes]:
