@@ -88,12 +88,12 @@ def _warn_if_unread(cfg: Config, key: str) -> None:
         key: of the option, dotted.
     """
     runners = [Runner, class_of(RUNNERS, dict(type=cfg.get('runner_type')), None)]
-    read = {name for runner in runners for name in inspect.signature(runner).parameters}
+    read = READ_BESIDES.union(*(inspect.signature(runner).parameters for runner in runners))
     variable, dot, rest = key.partition('.')
-    if variable in read.union(READ_BESIDES):
+    if variable in read:
         return
     text = f'--cfg-options {key}: neither MMEngine nor mmivit reads {variable}'
-    parts = {name: part for name, part in cfg.items() if name in read.union(READ_BESIDES)}
+    parts = {name: part for name, part in cfg.items() if name in read}
     holding = list(_holding(parts, variable, cfg.get(variable)))
     if holding:
         text += ', whose value the config has used already. Set it where it stands: ' + listed(
@@ -165,7 +165,7 @@ def innermost_datasets(node: dict | list | None) -> Iterator[dict]:
             yield node
 
 
-def tested_dataset(cfg: Config) -> dict:
+def tested_dataset(cfg: Config | dict) -> dict:
     """The config of the data set that is tested, the first of several; empty if there is none."""
     return next(innermost_datasets(cfg.get('test_dataloader')), {})
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from mmivit.apis.config import innermost_datasets
+from mmivit.apis.config import tested_dataset
 from mmivit.models.ivit import IViT
 from mmivit.utils.text import printable
 from mmivit.weights.stored_config import UNKNOWN, stored_config, with_defaults
@@ -67,8 +67,7 @@ def differing_settings(cfg: Config, name: str, checkpoint: dict | None) -> list[
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:
     """A config's model and the steps of its test pipeline by their names, in plain values."""
-    dataset = next(innermost_datasets(config.get('test_dataloader')), {})
-    steps = _plain(dataset.get('pipeline'))
+    steps = _plain(tested_dataset(config).get('pipeline'))
     named: dict[str, Any] = {}
     for step in steps if isinstance(steps, list) else []:
         kind = _class(step.get('type')) if isinstance(step, dict) else ''

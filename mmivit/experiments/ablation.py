@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from mmengine.config import Config
 from mmivit.apis.config import read_config
 from mmivit.datasets.shapes import ShapesSpec, write_dataset
 from mmivit.experiments.measures import DiversityRecorder
-from mmivit.experiments.runs import RunLog, make_runs, set_budget, train_and_score
+from mmivit.experiments.runs import BaseRun, RunLog, make_runs, set_budget, train_and_score
 from mmivit.models.attention import ATTENTIONS, INTERACTIONS
 from mmivit.weights.checkpoint import write_checkpoint
 from mmivit.weights.converters import convert
@@ -105,7 +105,7 @@ PRESETS = {
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(BaseRun):
     """What is trained: equal runs are one, whichever groups they stand in.
 
     Args:
@@ -130,12 +130,7 @@ class Run:
     head_dim: int = 32
 
     @property
-    def name(self) -> str:
-        return '-'.join(str(value) for value in asdict(self).values())
-
-    @property
     def work(self) -> int:
-        """About in proportion to its time, by which the time left is told."""
         return TASKS[self.task] * self.size**2 * self.iterations * self.batch
 
 

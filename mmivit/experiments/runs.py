@@ -8,11 +8,12 @@ import os
 import statistics
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
-from typing import ClassVar, Protocol, TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from mmengine.config import Config
@@ -22,17 +23,22 @@ from tqdm import tqdm
 from mmivit.apis.runner import build_runner
 
 
-class Run(Protocol):
+class BaseRun(ABC):
     """A frozen dataclass that says all about what is trained: equal runs give equal scores."""
 
     __dataclass_fields__: ClassVar[dict]
 
     @property
+    def name(self) -> str:
+        return '-'.join(str(value) for value in asdict(self).values())
+
+    @property
+    @abstractmethod
     def work(self) -> float:
         """About in proportion to its time, by which the time left is told."""
 
 
-AnyRun = TypeVar('AnyRun', bound=Run)
+AnyRun = TypeVar('AnyRun', bound=BaseRun)
 
 
 class RunLog:

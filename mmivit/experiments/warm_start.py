@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -31,7 +31,7 @@ from mmivit.experiments.classification import (
     train_classifier,
 )
 from mmivit.experiments.measures import DIVERSITY_IMAGES, stage3_diversity
-from mmivit.experiments.runs import RunLog, make_runs, set_budget, train_and_score
+from mmivit.experiments.runs import BaseRun, RunLog, make_runs, set_budget, train_and_score
 from mmivit.models.attention import MHSA, DecomposedMHSA
 from mmivit.weights.checkpoint import write_checkpoint
 from mmivit.weights.converters import convert
@@ -120,7 +120,7 @@ TREES = TreesSpec(size=200)  # crowns are 20 to 60 pixels wide
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(BaseRun):
     """What is trained; equal runs are one.
 
     Args:
@@ -140,10 +140,6 @@ class Run:
     batch: int
     iterations: int
     pretrained: int
-
-    @property
-    def name(self) -> str:
-        return '-'.join(str(value) for value in asdict(self).values())
 
     @property
     def work(self) -> float:

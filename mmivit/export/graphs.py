@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -146,7 +147,7 @@ def write_onnx(
     program.save(path, external_data=False)
 
 
-class Target:
+class Target(ABC):
     """Something to export: its graph, what that takes and gives, and torch's own answer to it.
 
     Attributes:
@@ -165,9 +166,9 @@ class Target:
     takes: str
     gives: str
 
+    @abstractmethod
     def reference(self, images: Tensor) -> Sequence[Tensor]:
         """What the graph should give, as the model's own package computes it."""
-        raise NotImplementedError
 
     @property
     def description(self) -> dict[str, str]:
