@@ -1,5 +1,7 @@
 """Ablations on the hard drawn data: attentions, interaction, landmarks, heads, tokens, peers.
 
+The peers are trained on photographs as well, where their packages are at hand.
+
 Every run trains from scratch for the same number of images and is scored once, at its end. Beside
 mIoU there is the accuracy of the variant: how often, where an object's shape is right, its other
 half is, which only the beacon elsewhere in the image tells (mmivit/datasets/shapes.py). Chance is
@@ -15,11 +17,30 @@ from functools import partial
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.runner import set_random_seed
+from torch import Tensor
 
 from mmivit.apis.config import read_config
+from mmivit.apis.models import build_model
 from mmivit.datasets.shapes import ShapesSpec, write_dataset
+from mmivit.datasets.solar_cells import CellsSpec, write_cells
+from mmivit.datasets.tree_crowns import TREE_CLASSES, TreesSpec, write_trees
+from mmivit.experiments.classification import (
+    BATCH,
+    PooledClassifier,
+    count_classes,
+    held_out_accuracy,
+    train_classifier,
+)
 from mmivit.experiments.measures import DiversityRecorder
-from mmivit.experiments.runs import BaseRun, RunLog, make_runs, set_budget, train_and_score
+from mmivit.experiments.runs import (
+    BaseRun,
+    RunLog,
+    boxes_only,
+    make_runs,
+    set_budget,
+    train_and_score,
+)
 from mmivit.models.attention import ATTENTIONS, INTERACTIONS
 from mmivit.weights.checkpoint import write_checkpoint
 from mmivit.weights.converters import convert
@@ -29,9 +50,12 @@ from mmivit.weights.sources import fetch
 # pixels, so that over most of an image only attention carries anything.
 TRUNK = dict(depths=(1, 1, 4, 1), widths=(32, 64, 128, 256))
 LEARNING_RATE = 2e-3  # AdamW, for every model
+CELLS = CellsSpec(size=96)
+TREES = TreesSpec(size=200)  # crowns are 20 to 60 pixels wide
 BACKGROUND_WEIGHT = 0.2  # in the segmentation loss: four fifths of the pixels, and no question
 HEAD_DIMS = (64, 32, 16, 8)  # 2, 4, 8 and 16 heads in stage 3
 # All with nano's four widths, so that necks and heads are the same.
+LAST_WIDTH = 256
 MHSA_FIRST = 'iViT-nano, MHSA first'  # half of the iterations, the rest from converted weights
 PEERS = {
     'iViT-nano': dict(type='mmivit.IViT', arch='nano'),
@@ -54,7 +78,16 @@ PEERS = {
         type='mmdet.ResNet', depth=18, base_channels=32, stem_channels=32, norm_eval=False
     ),
 }
-TASKS = dict(light=1, upernet=2, mask_rcnn=4)  # and about how long they take, per pixel
+# Scores by task: the metric, what it is called, and what makes it percent.
+_SEGMENTATION = {'mIoU': ('mIoU', 1), 'variant': ('variant accuracy', 1)}
+SCORES = dict(
+    light=_SEGMENTATION,
+    upernet=_SEGMENTATION,
+    mask_rcnn={f'coco/{kind}_mAP_50': (f'{kind} mAP50', 100) for kind in ('segm', 'bbox')},
+    trees={'coco/bbox_mAP_50': ('trees, bbox mAP50', 100)},
+)
+# About how long they take, per pixel. The last two are of photographs.
+TASKS = dict(light=1, upernet=2, mask_rcnn=4, cells=1, trees=3)
 
 
 @dataclass(frozen=True)
@@ -71,6 +104,8 @@ class Preset:
         seeds: of the groups attention and interaction.
         other_seeds: of the other groups.
         landmarks_of: attentions whose landmarks are varied.
+        cells, trees: how the peers' photographs are cut and split.
+        trees_size: side of the trees' tiles as the network sees them, pixels.
     """
 
     size: int = 96
@@ -82,6 +117,9 @@ class Preset:
     seeds: int = 3
     other_seeds: int = 1
     landmarks_of: Sequence[str] = ('imhsa',)
+    cells: CellsSpec = CELLS
+    trees: TreesSpec = TREES
+    trees_size: int = 160
 
     def __post_init__(self) -> None:
         if min(self.seeds, self.other_seeds) < 1:
@@ -144,6 +182,10 @@ def plan(preset: Preset) -> dict[str, list[Row]]:
     # The landmarks' grid can't exceed the tokens': only large images tell 14 from 7.
     large = replace(base, size=2 * preset.size)
     peer = replace(base, iterations=preset.peer_iterations)
+    photographs = [
+        replace(peer, task='cells', size=preset.cells.size, batch=BATCH),
+        replace(peer, task='trees', size=preset.trees_size),
+    ]
     rows = {
         'attention': [(name, None, [replace(base, attention=name)]) for name in ATTENTIONS],
         'interaction': [
@@ -173,6 +215,9 @@ def plan(preset: Preset) -> dict[str, list[Row]]:
             )
             for name in PEERS
         ],
+        'photographs': [
+            (name, None, [replace(run, backbone=name) for run in photographs]) for name in PEERS
+        ],
     }
     for group, group_rows in rows.items():
         seeds = preset.seeds if group in ('attention', 'interaction') else preset.other_seeds
@@ -188,9 +233,10 @@ def ablate(
     folder: Path,
     configs: Path,
     preset: Preset,
-    groups: Sequence[str] = GROUPS,
+    groups: Sequence[str],
     jobs: int = 0,
     seeds: int | None = None,
+    wheels: Path | None = None,
 ) -> tuple[RunLog, dict[str, list[Row]]]:
     """Train what is not in ``folder/runs.jsonl`` yet, several runs at a time.
 
@@ -201,12 +247,16 @@ def ablate(
         groups: which of GROUPS.
         jobs: as in :func:`mmivit.experiments.runs.make_runs`.
         seeds: runs of everything; the preset's numbers if not given.
+        wheels: folder where the wheels of ``elpv-dataset`` and ``deepforest`` were unpacked, for
+            the group 'photographs'.
 
     Returns:
         All records, and the groups' rows.
 
     Raises:
-        ValueError: ``runs.jsonl`` is damaged, ``jobs`` negative, or ``seeds`` less than 1.
+        ValueError: ``runs.jsonl`` is damaged, ``jobs`` negative, ``seeds`` less than 1, or the
+            wheels are missing.
+        OSError: the wheels' files are not there.
         RuntimeError: a run failed.
     """
     if seeds is not None:
@@ -216,27 +266,42 @@ def ablate(
     rows = {group: group_rows for group, group_rows in plan(preset).items() if group in groups}
     runs = list(dict.fromkeys(r for group in rows.values() for row in group for r in row[2]))
     runs.sort(key=lambda run: run.seed)  # stable: every group has something early
-    root = folder / f'hard_{preset.size}_{preset.images}'
-    write_dataset(root, ShapesSpec(preset.images, preset.held_out, preset.size, hard=True))
-    make_runs(runs, partial(train, root=root, configs=configs, folder=folder), log, jobs)
+    drawn = folder / f'hard_{preset.size}_{preset.images}'
+    write_dataset(drawn, ShapesSpec(preset.images, preset.held_out, preset.size, hard=True))
+    roots = dict.fromkeys(TASKS, drawn) | dict(cells=folder / 'cells', trees=folder / 'trees')
+    if 'photographs' in rows:
+        if wheels is None:
+            raise ValueError("the group 'photographs' needs the folder of the unpacked wheels")
+        write_cells(wheels, roots['cells'], preset.cells)
+        write_trees(wheels, roots['trees'], preset.trees)
+    make_runs(runs, partial(train, roots=roots, configs=configs, folder=folder), log, jobs)
     return log, rows
 
 
-def train(run: Run, root: Path, configs: Path, folder: Path) -> dict[str, object]:
-    """Make one run: its scores in percent, and the seconds it took."""
+def train(run: Run, roots: dict[str, Path], configs: Path, folder: Path) -> dict[str, object]:
+    """Make one run: its scores in percent, and the seconds it took.
+
+    Args:
+        run: what to train.
+        roots: folder of the data set, by task.
+        configs: folder of the repository's configs.
+        folder: what the run writes goes to ``work_dirs`` in it.
+    """
     start = time.perf_counter()
-    work_dir, weights = folder / 'work_dirs' / run.name, None
-    if run.backbone == MHSA_FIRST:
-        half = replace(run, iterations=run.iterations // 2)
-        weights = _train_first(replace(half, attention='mhsa'), root, configs, work_dir / 'mhsa')
-    cfg = run_config(half if weights else run, root, configs)
-    cfg.work_dir, cfg.load_from = str(work_dir), weights
+    root, work_dir = roots[run.task], folder / 'work_dirs' / run.name
     diversity = DiversityRecorder()
-    (metrics,) = train_and_score(cfg, *([diversity] if run.task == 'light' else [])).values()
-    if run.task == 'mask_rcnn':
-        score = {f'{kind} mAP50': 100 * metrics[f'coco/{kind}_mAP_50'] for kind in ('segm', 'bbox')}
+    if run.task == 'cells':
+        score = {'cells, accuracy': _classify(run, root)}
     else:
-        score = {'mIoU': metrics['mIoU'], 'variant accuracy': metrics['variant']}
+        weights = None
+        if run.backbone == MHSA_FIRST:
+            run = replace(run, iterations=run.iterations // 2)
+            first = replace(run, attention='mhsa')
+            weights = _train_first(first, root, configs, work_dir / 'mhsa')
+        cfg = run_config(run, root, configs)
+        cfg.work_dir, cfg.load_from = str(work_dir), weights
+        (metrics,) = train_and_score(cfg, *([diversity] if run.task == 'light' else [])).values()
+        score = {name: factor * metrics[key] for key, (name, factor) in SCORES[run.task].items()}
     seconds = round(time.perf_counter() - start, 1)
     return dict(score=score, seconds=seconds, diversity=diversity.measured)
 
@@ -250,38 +315,71 @@ def _train_first(run: Run, root: Path, configs: Path, folder: Path) -> str:
     )
     train_and_score(cfg)
     state = fetch(f'{cfg.work_dir}/iter_{run.iterations}.pth')
-    converted, _ = convert(
-        {name: tensor for name, tensor in state.items() if name.startswith('backbone.')},
-        attention='imhsa',
-    )
-    rest = {name: tensor for name, tensor in state.items() if not name.startswith('backbone.')}
     path = Path(cfg.work_dir, 'imhsa.pth')
-    weights = {f'backbone.{name}': tensor for name, tensor in converted.items()} | rest
-    write_checkpoint(path, weights, {}, force=True)
+    write_checkpoint(path, _convert_backbone(state), {}, force=True)
     return str(path)
+
+
+def _classify(run: Run, root: Path) -> float:
+    """Train a peer to tell solar cells; its held-out accuracy, percent."""
+    iterations, state = run.iterations, None
+    if run.backbone == MHSA_FIRST:
+        iterations //= 2
+        first = _build_classifier(replace(run, attention='mhsa'), root)
+        train_classifier(first, root, run.seed, iterations)
+        state = _convert_backbone(first.state_dict())
+    model = _build_classifier(run, root)
+    if state:
+        model.load_state_dict(state, strict=False)  # nothing converted has interactions
+    train_classifier(model, root, run.seed, iterations)
+    return held_out_accuracy(model, root)
+
+
+def _build_classifier(run: Run, root: Path) -> PooledClassifier:
+    set_random_seed(run.seed)
+    backbone = build_model(Config(dict(default_scope='mmdet', model=peer_backbone(run))))
+    backbone.init_weights()
+    return PooledClassifier(backbone, LAST_WIDTH, count_classes(root))
+
+
+def _convert_backbone(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A model's weights with its backbone's MHSA converted to iMHSA."""
+    of_backbone = {name: x for name, x in state.items() if name.startswith('backbone.')}
+    converted, _ = convert(of_backbone, attention='imhsa')
+    rest = {name: x for name, x in state.items() if name not in of_backbone}
+    return {f'backbone.{name}': x for name, x in converted.items()} | rest
+
+
+def peer_backbone(run: Run) -> dict:
+    """A run's backbone, as configs have it."""
+    backbone = dict(PEERS[run.backbone])
+    if backbone['type'] == 'mmivit.IViT':
+        options = ('attention', 'landmarks', 'interaction', 'head_dim')
+        backbone.update({option: getattr(run, option) for option in options})
+    return backbone
 
 
 def run_config(run: Run, root: Path, configs: Path) -> Config:
     """The config of a run: one of those shipped for drawn data, changed.
 
     Args:
-        run: what to train.
-        root: a data set of the hard mode.
+        run: what to train, any task but 'cells'.
+        root: its data set; of the hard mode, unless it is the trees'.
         configs: folder of the repository's configs.
     """
-    detection = run.task == 'mask_rcnn'
+    trees, detection = run.task == 'trees', run.task in ('mask_rcnn', 'trees')
     name = 'mask_rcnn_ivit_shapes.py' if detection else 'upernet_ivit_shapes.py'
     cfg = read_config(str(configs / name))
     cfg.experiment_name = run.name  # two runs may begin in the same second
     cfg.log_level = 'WARNING'
-    classes = ShapesSpec(hard=True).classes
+    classes = TREE_CLASSES if trees else ShapesSpec(hard=True).classes
     model = cfg.model
     indices = model.backbone.get('out_indices', (0, 1, 2, 3))
-    model.backbone = dict(PEERS[run.backbone], out_indices=indices)
-    if model.backbone.type == 'mmivit.IViT':
-        options = ('attention', 'landmarks', 'interaction', 'head_dim')
-        model.backbone.update({option: getattr(run, option) for option in options})
-    if detection:
+    model.backbone = dict(peer_backbone(run), out_indices=indices)
+    if trees:
+        boxes_only(cfg)
+        model.roi_head.bbox_head.num_classes = len(classes)
+    elif detection:
         model.rpn_head.anchor_generator.scales = [2]  # half of what the ordinary mode's size asks
         model.roi_head.bbox_head.num_classes = model.roi_head.mask_head.num_classes = len(classes)
     else:

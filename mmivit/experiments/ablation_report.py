@@ -19,6 +19,7 @@ from mmivit.utils.files import write_whole
 from mmivit.utils.tables import markdown_table
 
 PEER_SIZE = 224  # side of the image, pixels, at which peers' costs are told
+WITH_COSTS = ('peers', 'photographs')
 DIVERSITY_OF = ('attention', 'heads')  # the groups whose heads are compared
 UNITS = {  # of what a group varies, where that is a number
     'landmarks': "side of the landmarks' grid",
@@ -51,7 +52,7 @@ def ablation_tables(log: RunLog, rows: dict[str, list[Row]]) -> str:
     for group, group_rows in rows.items():
         unit, names = UNITS.get(group), _score_names(log, group_rows)
         header = [group, *([unit] if unit else []), *(f'{name} (%)' for name in names), 'n']
-        costs = peer_costs() if group == 'peers' else None
+        costs = peer_costs() if group in WITH_COSTS else None
         if costs:
             header += ['parameters', f'MACs at {PEER_SIZE} x {PEER_SIZE}']
         lines = []
@@ -80,7 +81,7 @@ def plot_ablation(log: RunLog, rows: dict[str, list[Row]], path: Path) -> None:
     """A column per group, a row per score: bars, or curves where a number is varied; PNG."""
     from matplotlib.figure import Figure
 
-    shown = [group for group in rows if group != 'peers'] or list(rows)
+    shown = [group for group in rows if group not in WITH_COSTS] or list(rows)
     scores = _score_names(log, rows[shown[0]])
     size = (4 * len(shown), 3.2 * len(scores))
     figure = Figure(size, layout='constrained')

@@ -1,4 +1,4 @@
-"""Classifiers of iViT on images in a folder per class: built, trained, scored."""
+"""Classifiers on images in a folder per class: built, trained, scored."""
 
 from __future__ import annotations
 
@@ -30,6 +30,25 @@ def build_classifier(seed: int, classes: int, **options) -> nn.Module:
 
     set_random_seed(seed)
     return timm.create_model(f'ivit_{ARCH}', num_classes=classes, **options)
+
+
+class PooledClassifier(nn.Module):
+    """Any backbone's last map, averaged over its places, and a linear layer.
+
+    Args:
+        backbone: images (B, 3, H, W) -> maps, of which the last is (B, C, H', W').
+        width: C.
+        classes: how many there are.
+    """
+
+    def __init__(self, backbone: nn.Module, width: int, classes: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, classes)."""
+        return self.head(self.backbone(images)[-1].mean((2, 3)))  # (B, C, H', W') -> (B, C)
 
 
 def train_classifier(

@@ -184,6 +184,19 @@ def set_budget(
     cfg.default_hooks.checkpoint = None
 
 
+def boxes_only(cfg: Config) -> None:
+    """Faster R-CNN out of Mask R-CNN, for data without masks."""
+    cfg.model.type = 'FasterRCNN'
+    cfg.model.data_preprocessor.pad_mask = False
+    for part in ('mask_roi_extractor', 'mask_head'):
+        del cfg.model.roi_head[part]
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        for step in loader.dataset.pipeline:
+            if step.type == 'LoadAnnotations':
+                step.with_mask = False
+    cfg.val_evaluator.metric = 'bbox'
+
+
 def train_and_score(cfg: Config, *hooks: Hook) -> dict[str, dict[str, float]]:
     """Train as a config says, with further hooks; the metrics of every evaluation, by iteration."""
     recorder = _ScoreRecorder()

@@ -31,7 +31,14 @@ from mmivit.experiments.classification import (
     train_classifier,
 )
 from mmivit.experiments.measures import DIVERSITY_IMAGES, stage3_diversity
-from mmivit.experiments.runs import BaseRun, RunLog, make_runs, set_budget, train_and_score
+from mmivit.experiments.runs import (
+    BaseRun,
+    RunLog,
+    boxes_only,
+    make_runs,
+    set_budget,
+    train_and_score,
+)
 from mmivit.models.attention import MHSA, DecomposedMHSA
 from mmivit.weights.checkpoint import write_checkpoint
 from mmivit.weights.converters import convert
@@ -279,7 +286,7 @@ def run_config(run: Run, data: Data, configs: Path) -> Config:
     cfg.experiment_name = run.name  # two runs may begin in the same second
     cfg.log_level = 'WARNING'
     if detection:
-        _boxes_only(cfg)
+        boxes_only(cfg)
         cfg.model.roi_head.bbox_head.num_classes = len(data.classes)
     root, interval = data.downstream[run.task], max(1, run.iterations // 4)
     set_budget(cfg, root, run.seed, run.size, run.batch, run.iterations, interval)
@@ -293,19 +300,6 @@ def run_config(run: Run, data: Data, configs: Path) -> Config:
         if detection:
             loader.dataset.metainfo = dict(classes=data.classes)
     return cfg
-
-
-def _boxes_only(cfg: Config) -> None:
-    """Faster R-CNN out of Mask R-CNN, for data without masks."""
-    cfg.model.type = 'FasterRCNN'
-    cfg.model.data_preprocessor.pad_mask = False
-    for part in ('mask_roi_extractor', 'mask_head'):
-        del cfg.model.roi_head[part]
-    for loader in (cfg.train_dataloader, cfg.val_dataloader):
-        for step in loader.dataset.pipeline:
-            if step.type == 'LoadAnnotations':
-                step.with_mask = False
-    cfg.val_evaluator.metric = 'bbox'
 
 
 def _pretrain(run: Run, data: Data, weights: Path, tried: Sequence[str]) -> dict[str, object]:

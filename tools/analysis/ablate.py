@@ -4,7 +4,11 @@
     python tools/analysis/ablate.py --preset full                       a GPU, or a long night
     python tools/analysis/ablate.py --preset quick --only attention heads
 
-Trains from scratch on the hard drawn data. Killed, it goes on where it was when started again.
+    python tools/analysis/ablate.py --preset quick --only photographs --photographs wheels
+
+Trains from scratch on the hard drawn data; the last on the photographs of two packages, which it
+does not fetch (tools/make_photographs.py says how to get them). Killed, it goes on where it was
+when started again.
 """
 
 import argparse
@@ -25,7 +29,21 @@ def main() -> None:
         type=Path,
         help='data, runs.jsonl, ablation.md, ablation.png; work_dirs/ablate_PRESET if not given',
     )
-    parser.add_argument('--only', nargs='+', choices=GROUPS, default=GROUPS, metavar='GROUP')
+    parser.add_argument(
+        '--only',
+        nargs='+',
+        choices=GROUPS,
+        default=[group for group in GROUPS if group != 'photographs'],
+        metavar='GROUP',
+        help=f'{", ".join(GROUPS)}; all but photographs if not given',
+    )
+    parser.add_argument(
+        '--photographs',
+        type=Path,
+        metavar='WHEELS',
+        help='folder where the wheels of elpv-dataset and deepforest were unpacked, for the group '
+        'photographs',
+    )
     parser.add_argument(
         '--seeds', type=int, help="runs of everything; the preset's numbers if not given"
     )
@@ -35,7 +53,15 @@ def main() -> None:
     args = parser.parse_args()
     out = args.out or Path(f'work_dirs/ablate_{args.preset}')
     with errors_told(ValueError, OSError, RuntimeError):
-        log, rows = ablate(out, CONFIGS, PRESETS[args.preset], args.only, args.jobs, args.seeds)
+        log, rows = ablate(
+            out,
+            CONFIGS,
+            PRESETS[args.preset],
+            args.only,
+            args.jobs,
+            args.seeds,
+            args.photographs,
+        )
     tables = write_ablation_report(log, rows, out)
     print(f'{tables}\n{out / "ablation.md"}, .png, {log.path.name}')
 
