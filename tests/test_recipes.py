@@ -133,7 +133,7 @@ def weights(path, part='state_dict'):
 def test_every_recipe_is_run_and_every_file_used():
     own = Path(__file__).read_text()
     for recipe in BLOCKS:
-        assert f"('{recipe}'" in own, recipe
+        assert f"'{recipe}'" in own, recipe
         commands = commands_of(recipe)
         assert commands, recipe
         for _, text in files_of(recipe):
