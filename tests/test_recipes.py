@@ -307,6 +307,7 @@ def trace(graph, path, outputs, channels, metadata):
     """For one size, and in a tenth of the time; tests/export has the graphs for any size."""
     image = torch.rand(1, channels, SIDE, SIDE)
     names = dict(input_names=['image'], output_names=outputs)
+    graph.eval()  # the exporter puts back the mode it finds
     with torch.no_grad(), graphs._BlockAverages():
         torch.onnx.export(graph, (image,), str(path), opset_version=18, dynamo=False, **names)
 
