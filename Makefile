@@ -4,6 +4,7 @@
 # make test       the tests
 # make test-quick those that neither train nor start processes
 # make test-timm  timm's own tests of models, on all five iViT
+# make test-recipes  docs/recipes.md, with peft, transformers and wandb in an environment on top
 # make test-faults  training killed 20 times in a row, full disks, dead processes: the long form
 # make fuzz       a coverage-guided fuzzer on what reads strangers' files; SECONDS=600 for each
 # make test-matrix  the tests marked matrix with three stacks of versions, and the README's table
@@ -26,7 +27,7 @@ STACK ?=
 OWN := $(if $(STACK),requirements/matrix/$(STACK))
 OPENMMLAB := $(firstword $(if $(STACK),$(wildcard $(OWN)/openmmlab.txt)) requirements/openmmlab.txt)
 
-.PHONY: setup demo demo-seg test test-quick test-timm test-faults test-matrix fuzz lint clean
+.PHONY: setup demo demo-seg test test-quick test-timm test-recipes test-faults test-matrix fuzz lint clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -103,6 +104,18 @@ test-quick: setup
 test-timm: setup
 	@$(PY) -m pytest -p tests.timm_only_ivit -q -W ignore -c /dev/null --rootdir $(VENV)/timm-tests \
 		-p no:cacheprovider -n 2 -k 'ivit_ and not flexivit and not torchscript' $(VENV)/timm-tests/test_models.py
+
+# An environment that sees all of $(VENV), and adds to it.
+$(VENV)/.recipes: $(VENV)/.ready requirements/recipes.txt
+	@$(PY) -m venv $(VENV)/recipes
+	@$(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$($(VENV)/recipes/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beneath.pth"
+	@$(VENV)/recipes/bin/python -m pip --disable-pip-version-check install --quiet \
+		--constraint $(VENV)/constraints.txt --requirement requirements/recipes.txt
+	@touch $@
+
+test-recipes: setup $(VENV)/.recipes
+	@$(VENV)/recipes/bin/python -m pytest tests/test_recipes.py -n 0
 
 test-faults: setup
 	@MMIVIT_KILLS=20 $(PY) -m pytest tests/test_faults.py -n 0 -s

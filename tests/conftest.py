@@ -40,6 +40,7 @@ SLOW = (
     'tests/test_doctor.py',
     'tests/test_pipelines.py',
     'tests/test_properties.py',
+    'tests/test_recipes.py',
     'tests/weights/test_converters.py::test_caformer_computes_the_same',
 )
 FORKS = 'onedl-mmengine' in metadata.packages_distributions()['mmengine']
