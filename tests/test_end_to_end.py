@@ -17,7 +17,7 @@ from mmengine.config import Config
 from mmivit.apis.inferencers import Detector
 from mmivit.weights.checkpoint import read_checkpoint
 from mmivit.weights.safe_globals import HAS_ALLOW_LIST
-from tests.conftest import CONFIGS, TIMEOUT, run_tool, sample_of
+from tests.conftest import CONFIGS, TIMEOUT, prepared, run_tool, sample_of
 
 CONFIG = CONFIGS / 'mask_rcnn_ivit_shapes.py'
 IMAGES = 'data/shapes/images/validation'
@@ -115,7 +115,9 @@ def test_prediction_goes_on_past_unreadable_files(checkpoint, photos, tmp_path):
     written = sorted(str(p.relative_to(tmp_path / 'out')) for p in (tmp_path / 'out').rglob('*.*'))
     names = ['deeper/grey.png', 'drawn.jpg', 'drawn.png', 'large.jpg']
     assert written == sorted(
-        [f'pictures/{name}.jpg' for name in names] + [f'predictions/{name}.json' for name in names]
+        [f'pictures/{name}.jpg' for name in names]
+        + [f'predictions/{name}.json' for name in names]
+        + ['report.html']
     )
     record = json.loads((tmp_path / 'out/predictions/large.jpg.json').read_text())
     assert (record['width'], record['height']) == (900, 700)
@@ -148,7 +150,8 @@ def test_classes_that_the_checkpoint_does_not_name_are_the_configs(checkpoint, t
     state_dict = torch.load(checkpoint, weights_only=True)['state_dict']
     torch.save(dict(state_dict=state_dict, meta={}), tmp_path / 'x.pth')
     detector = Detector(Config.fromfile(CONFIG), str(tmp_path / 'x.pth'), 'cpu', 0.0)
-    _, record = detector(sample_of(np.zeros((64, 64, 3), np.uint8)))
+    image = prepared(detector.pipeline, np.zeros((64, 64, 3), np.uint8))
+    record = detector([image])[0].record
     assert record['detections'][0]['name'] in ('circle', 'square', 'triangle', 'star', 'cross')
     assert detector.inferencer.visualizer.dataset_meta['classes'] == detector.classes
 

@@ -1,7 +1,7 @@
 """``report.html``: the predictions in a folder as one page, to be opened without a server.
 
 Needs Pillow, neither torch nor OpenCV. The folder is as tools/predict.py writes it:
-``predictions/NAME.json``, ``pictures/NAME.jpg`` and, of videos, ``videos/NAME.webm``.
+``predictions/NAME.json``, ``pictures/NAME.jpg`` and, of videos, ``videos/NAME.mp4``.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _items(folder: Path) -> Iterator[dict]:
             continue  # none of our records
         name = path.relative_to(records).with_suffix('')
         item = dict(name=str(name), record=_link(path, folder), **found)
-        picture, video = folder / 'pictures' / f'{name}.jpg', folder / 'videos' / f'{name}.webm'
+        picture, video = folder / 'pictures' / f'{name}.jpg', folder / 'videos' / f'{name}.mp4'
         if video.is_file():
             item['video'] = _link(video, folder)
         if picture.is_file():

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from PIL import Image
 
 from mmivit.apis.inferencers import Segmentor
-from tests.conftest import CONFIGS, TIMEOUT, run_tool, sample_of
+from tests.conftest import CONFIGS, TIMEOUT, prepared, run_tool, sample_of
 
 CONFIG = CONFIGS / 'upernet_ivit_shapes.py'
 
@@ -88,7 +88,8 @@ def test_labels_equal_stock_inference(checkpoint, shapes):
     image = cv2.resize(image, (201, 130))
     stock = segmentor.inferencer(sample_of(image), return_datasamples=True)
     expected = stock.pred_sem_seg.data[0].cpu().numpy()
-    assert (segmentor.label_map(sample_of(image)) == expected).all()
+    labels = segmentor.label_maps([prepared(segmentor.pipeline, image)])[0]
+    assert (labels == expected).all()
 
 
 @pytest.mark.matrix('inferencers')

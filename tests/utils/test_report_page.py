@@ -46,7 +46,7 @@ def folder(tmp_path):
     frames = [dict(detections=found(circle=[0.5])), dict(detections=found(circle=[0.8, 0.9]))]
     add(folder, 'd.mp4', dict(fps=25.0, frames=frames))
     (folder / 'videos').mkdir()
-    (folder / 'videos/d.mp4.webm').touch()
+    (folder / 'videos/d.mp4.mp4').touch()
     (folder / 'predictions/other.json').write_text('[1]')  # of somebody else
     return folder
 
@@ -87,7 +87,7 @@ def test_the_page_holds_the_predictions_and_nothing_from_elsewhere(folder):
     assert items['c.png']['values'] == {HOSTILE: [0.7], 'circle': [0.2]}
     assert items['d.mp4']['values'] == dict(circle=[0.5, 0.8, 0.9])
     assert items['d.mp4']['frames'] == 2
-    assert unquote(items['d.mp4']['video']) == 'videos/d.mp4.webm'
+    assert unquote(items['d.mp4']['video']) == 'videos/d.mp4.mp4'
     for name, item in items.items():
         assert unquote(item['record']) == f'predictions/{name}.json'
         assert ('picture' in item) == (name != 'c.png')
