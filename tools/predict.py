@@ -6,7 +6,7 @@ python tools/predict.py CONFIG CHECKPOINT photo.jpg folder/ video.mp4 --out pred
 import argparse
 import sys
 
-from mmivit.apis.command import add_cfg_options, add_force, errors_told
+from mmivit.apis.command import add_cfg_options, add_force, add_verbose, errors_told, quietly
 from mmivit.apis.predict import predict
 from mmivit.utils.text import printable
 
@@ -41,8 +41,9 @@ def main() -> None:
     )
     add_force(parser)
     add_cfg_options(parser)
+    add_verbose(parser)
     args = parser.parse_args()
-    with errors_told(OSError):
+    with errors_told(OSError), quietly(args):
         report = predict(**vars(args))
     videos = f', {report.videos} videos of {report.frames} frames' if report.videos else ''
     images = len(report.written) - report.videos

@@ -33,6 +33,7 @@ from mmivit.apis.config import (
 )
 from mmivit.apis.images import IMAGE_SUFFIXES, find_images, read_image
 from mmivit.apis.inferencers import Detector, Prediction, Prepared, Segmentor
+from mmivit.apis.quiet import is_quiet, quiet
 from mmivit.apis.videos import VIDEO_SUFFIXES, Video, as_loaded, written_video
 from mmivit.datasets.images import darkness
 from mmivit.datasets.loaders import decodes_as_stock
@@ -355,7 +356,7 @@ def _in_processes(settings: Settings, tasks: list[Task], count: int) -> Iterator
     for rank in range(count):
         ranks.put(rank)
     begin: Callable = _begin
-    with ProcessPoolExecutor(count, context, begin, (ranks, count)) as pool:
+    with ProcessPoolExecutor(count, context, begin, (ranks, count, is_quiet())) as pool:
         try:
             for done in as_completed([pool.submit(_predict_share, settings, s) for s in shares]):
                 yield from done.result()
@@ -367,9 +368,12 @@ def _in_processes(settings: Settings, tasks: list[Task], count: int) -> Iterator
 _process: dict = {}  # of a process: its rank, and its predictor once there is one
 
 
-def _begin(ranks: Any, count: int) -> None:
+def _begin(ranks: Any, count: int, quietly: bool) -> None:
     """Of as many processes all but the first are silent; they share the cores and the GPUs."""
     _process['rank'] = ranks.get()
+    if quietly:
+        _process['quiet'] = quiet(told=False)
+        _process['quiet'].__enter__()  # to the end
     if _process['rank']:
         sys.stdout = sys.stderr = open(os.devnull, 'w')  # noqa: SIM115 - to the end
     torch.set_num_threads(max(1, torch.get_num_threads() // count))

@@ -25,6 +25,8 @@ BEGINNINGS = re.compile(
     rb'|\x30\x26\xb2\x75\x8e\x66\xcf\x11',
     re.DOTALL,
 )
+# FFmpeg is silent, which reads this at its first use: what is wrong is told in a line.
+os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')
 USUAL_RATE = 25.0  # frames a second, where a video does not say it
 CODEC = 'mp4v'  # the one for MP4 that OpenCV's packages bring along on every system
 
@@ -47,7 +49,6 @@ class Video:
         with open(path, 'rb') as file:
             if not BEGINNINGS.match(file.read(512)):
                 raise RefusedFile('not a video that can be read')
-        os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')  # what is wrong is told in a line
         self._reader = mmcv.VideoReader(str(path))
         if not self._reader.opened:
             raise RefusedFile('a video damaged in its header, or of a kind that OpenCV cannot read')
