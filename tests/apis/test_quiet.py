@@ -21,7 +21,7 @@ def warn(text, category, filename):
 
 
 @pytest.fixture
-def logger(tmp_path, monkeypatch):
+def logger(tmp_path, monkeypatch, capfd):
     """A run's logger, which writes to a file and to the screen."""
     monkeypatch.setattr(MMLogger, '_instance_dict', type(MMLogger._instance_dict)())
     return MMLogger.get_instance('run', log_file=str(tmp_path / 'run.log'))
@@ -53,7 +53,7 @@ def test_noise_is_counted_and_all_else_is_shown(logger, tmp_path, capfd):
     assert str(tmp_path / 'run.log') in last
 
 
-def test_without_a_file_nothing_but_noise_is_left_out(monkeypatch, capfd):
+def test_without_a_file_nothing_but_noise_is_left_out(capfd, monkeypatch):
     monkeypatch.setattr(MMLogger, '_instance_dict', type(MMLogger._instance_dict)())
     with quietly(Namespace(verbose=False)):
         MMLogger.get_current_instance().info('Config:\nmodel = dict()')
