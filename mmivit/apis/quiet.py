@@ -34,6 +34,7 @@ NOISE = re.compile(
             r'``build_loss`` would be deprecated',  # mmseg about its own heads
             r'Default ``avg_non_ignore`` is False',  # mmseg's loss, its usual way to average
             r'Failed to add <class .*LocalVisBackend.*save_dir',  # predict.py writes by itself
+            r'Warning: The \w+ is out of bounds, the drawn',  # what is found may end at the border
             r'The draw is False, it means that the hook for vis',  # unless --show is given
             r'Distributed training is not used, all SyncBatchNorm',  # as is meant
         )

@@ -37,6 +37,7 @@ def test_noise_is_counted_and_all_else_is_shown(logger, tmp_path, capfd):
         logger.error('Config:\nbroken')
         warn('old name', FutureWarning, INSTALLED)
         warn('``build_loss`` would be deprecated soon', UserWarning, INSTALLED)
+        warn('Warning: The polygon is out of bounds, the drawn', UserWarning, INSTALLED)
         warn('too many workers for this machine', UserWarning, INSTALLED)
         warn('my own old name', FutureWarning, '/home/me/my_config.py')
         warn('ours', FutureWarning, str(OWN / 'registry.py'))
@@ -44,12 +45,19 @@ def test_noise_is_counted_and_all_else_is_shown(logger, tmp_path, capfd):
     log = (tmp_path / 'run.log').read_text()
     for text in ('prefix is not set', 'model = dict', 'paramwise', '143 of 143', 'Total batch'):
         assert text in log
-    for text in ('prefix is not set', 'model = dict', 'paramwise', ' old name\n', 'build_loss'):
+    for text in (
+        'prefix is not set',
+        'model = dict',
+        'paramwise',
+        ' old name\n',
+        'build_loss',
+        'polygon',
+    ):
         assert text not in screen.replace('my own old name', '')
     for text in ('143 of 143', 'Total batch', 'broken', 'too many workers', 'my own old', 'ours'):
         assert text in screen
     last = screen.splitlines()[-1]
-    assert last.startswith('Left out: 3 warnings of other packages that no setting mends and 2 ')
+    assert last.startswith('Left out: 4 warnings of other packages that no setting mends and 2 ')
     assert str(tmp_path / 'run.log') in last
 
 
