@@ -27,7 +27,9 @@ def logger(tmp_path, monkeypatch, capfd):
     return MMLogger.get_instance('run', log_file=str(tmp_path / 'run.log'))
 
 
-def test_noise_is_counted_and_all_else_is_shown(logger, tmp_path, capfd):
+def test_noise_is_counted_and_all_else_is_shown(logger, tmp_path, capfd, monkeypatch):
+    # In the place of pytest's own, which collects warnings.
+    monkeypatch.setattr(warnings, 'showwarning', lambda text, *_: print(text, file=sys.stderr))
     with quietly(Namespace(verbose=False)):
         logger.warning(PREFIX)
         logger.info('Config:\nmodel = dict()')
