@@ -49,7 +49,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=('mmivit', 'mmivit.*')),
-    package_data={'mmivit': ['py.typed']},
+    package_data={'mmivit': ['py.typed', 'utils/*.html']},
     cmdclass={'build_py': BuildWithMim},
     python_requires='>=3.10',
     # torch, mmengine, mmcv, mmdet, mmseg and timm are the user's: naming them here would replace

@@ -18,6 +18,7 @@ import torch
 from mmengine.logging import MMLogger
 from mmengine.visualization import Visualizer
 
+from mmivit.apis.inferencers import Prepared
 from mmivit.datasets.shapes import ShapesSpec, write_dataset
 from tests.forked import Forked
 
@@ -106,6 +107,12 @@ def shapes(tmp_path_factory):
 def sample_of(image):
     """An image as the test pipeline's loader hands it on."""
     return dict(img=image, img_shape=image.shape[:2], ori_shape=image.shape[:2])
+
+
+def prepared(pipeline, image):
+    """An image as predict.py hands it to a model."""
+    sample = sample_of(image)
+    return Prepared(sample, pipeline(sample))
 
 
 def link_installed(folder, wanted=(), without=()):

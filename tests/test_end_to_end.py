@@ -17,7 +17,7 @@ from mmengine.config import Config
 from mmivit.apis.inferencers import Detector
 from mmivit.weights.checkpoint import read_checkpoint
 from mmivit.weights.safe_globals import HAS_ALLOW_LIST
-from tests.conftest import CONFIGS, TIMEOUT, run_tool, sample_of
+from tests.conftest import CONFIGS, TIMEOUT, prepared, run_tool, sample_of
 
 CONFIG = CONFIGS / 'mask_rcnn_ivit_shapes.py'
 IMAGES = 'data/shapes/images/validation'
@@ -115,7 +115,9 @@ def test_prediction_goes_on_past_unreadable_files(checkpoint, photos, tmp_path):
     written = sorted(str(p.relative_to(tmp_path / 'out')) for p in (tmp_path / 'out').rglob('*.*'))
     names = ['deeper/grey.png', 'drawn.jpg', 'drawn.png', 'large.jpg']
     assert written == sorted(
-        [f'pictures/{name}.jpg' for name in names] + [f'predictions/{name}.json' for name in names]
+        [f'pictures/{name}.jpg' for name in names]
+        + [f'predictions/{name}.json' for name in names]
+        + ['report.html']
     )
     record = json.loads((tmp_path / 'out/predictions/large.jpg.json').read_text())
     assert (record['width'], record['height']) == (900, 700)
@@ -144,11 +146,42 @@ def test_a_small_image_is_drawn_enlarged_with_its_boxes_in_place(checkpoint):
     assert not painted[:, 400:].any()
 
 
+@pytest.mark.parametrize('opacity', [None, 0.0, 0.5])
+def test_what_lies_under_a_mask_is_seen_as_is_asked_for(checkpoint, opacity):
+    detector = Detector(Config.fromfile(CONFIG), str(checkpoint), 'cpu', 0.0, opacity)
+    image = np.full((512, 512, 3), 100, np.uint8)
+    batch = [prepared(detector.pipeline, image)]
+    sample = detector.inferencer.forward(detector.inferencer.collate_fn([batch[0].data]))[0]
+    sample.pred_instances = sample.pred_instances[:1]
+    sample.pred_instances.bboxes = torch.tensor([[32.0, 32, 400, 400]])
+    sample.pred_instances.masks = torch.zeros(1, 512, 512, dtype=torch.bool)
+    sample.pred_instances.masks[:, 32:400, 32:400] = True
+    drawn = detector._draw(image, sample)[300:350, 300:350].astype(float)
+    colour = detector.inferencer.visualizer.dataset_meta['palette'][
+        int(sample.pred_instances.labels[0])
+    ]
+    shift = np.abs(drawn - 100).mean() / np.abs(np.array(colour) - 100.0).mean()
+    assert shift == pytest.approx(0.8 if opacity is None else opacity, abs=0.25)  # jitter of mmdet
+
+
+def test_batches_of_detections_are_those_of_single_images(checkpoint, shapes):
+    detector = Detector(Config.fromfile(CONFIG), str(checkpoint), 'cpu', 0.0)
+    paths = sorted((shapes / 'data/shapes/images/validation').iterdir())[:3]
+    images = [prepared(detector.pipeline, cv2.imread(str(path))) for path in paths]
+    together = detector(images)
+    for image, one in zip(images, together):
+        alone, found = detector([image])[0].record['detections'], one.record['detections']
+        assert len(alone) == len(found) > 0
+        for a, b in zip(alone, found):
+            assert a['score'] == pytest.approx(b['score'], abs=1e-4)
+
+
 def test_classes_that_the_checkpoint_does_not_name_are_the_configs(checkpoint, tmp_path):
     state_dict = torch.load(checkpoint, weights_only=True)['state_dict']
     torch.save(dict(state_dict=state_dict, meta={}), tmp_path / 'x.pth')
     detector = Detector(Config.fromfile(CONFIG), str(tmp_path / 'x.pth'), 'cpu', 0.0)
-    _, record = detector(sample_of(np.zeros((64, 64, 3), np.uint8)))
+    image = prepared(detector.pipeline, np.zeros((64, 64, 3), np.uint8))
+    record = detector([image])[0].record
     assert record['detections'][0]['name'] in ('circle', 'square', 'triangle', 'star', 'cross')
     assert detector.inferencer.visualizer.dataset_meta['classes'] == detector.classes
 

@@ -9,7 +9,7 @@ import argparse
 import sys
 
 from mmivit.apis.check_data import SPLITS, check_datasets
-from mmivit.apis.command import add_cfg_options, errors_told
+from mmivit.apis.command import add_cfg_options, add_verbose, errors_told, quietly
 
 
 def main() -> None:
@@ -17,8 +17,9 @@ def main() -> None:
     parser.add_argument('config', help='config file')
     parser.add_argument('--split', nargs='+', choices=SPLITS, help='all by default')
     add_cfg_options(parser)
+    add_verbose(parser)
     args = parser.parse_args()
-    with errors_told(status=2):
+    with errors_told(status=2), quietly(args):
         reports = check_datasets(args.config, args.split, args.cfg_options)
     print('\n\n'.join(map(str, reports)))
     problems = sum(sum(report.problems.values()) for report in reports)

@@ -5,7 +5,7 @@ python tools/export.py configs/upernet_ivit.py work_dirs/upernet_ivit/iter_16000
 
 import argparse
 
-from mmivit.apis.command import add_cfg_options, add_force, errors_told
+from mmivit.apis.command import add_cfg_options, add_force, add_verbose, errors_told, quietly
 from mmivit.export.graphs import export
 from mmivit.export.parity import COLUMNS
 from mmivit.utils.tables import markdown_table
@@ -18,8 +18,9 @@ def main() -> None:
     parser.add_argument('out', help='the .onnx file to write')
     add_force(parser, 'OUT')
     add_cfg_options(parser)
+    add_verbose(parser)
     args = parser.parse_args()
-    with errors_told(OSError):
+    with errors_told(OSError), quietly(args):
         result = export(args.config, args.checkpoint, args.out, args.force, args.cfg_options)
     print(f'{args.out}: {result.what}')
     print(*(f'  {name}: {text}' for name, text in result.description.items()), sep='\n')

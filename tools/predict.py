@@ -1,30 +1,54 @@
-"""Predict on images: pictures and one JSON per image.
+"""Predict on images and videos: pictures, a JSON of each, and report.html to look through them.
 
-python tools/predict.py CONFIG CHECKPOINT photo.jpg folder/ --out predictions
+python tools/predict.py CONFIG CHECKPOINT photo.jpg folder/ video.mp4 --out predictions
 """
 
 import argparse
 import sys
 
-from mmivit.apis.command import add_cfg_options, add_force, errors_told
+from mmivit.apis.command import add_cfg_options, add_force, add_verbose, errors_told, quietly
 from mmivit.apis.predict import predict
 from mmivit.utils.text import printable
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description='Predict on images and folders.')
+    parser = argparse.ArgumentParser(description='Predict on images, videos and folders.')
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('inputs', nargs='+', help='images and folders')
+    parser.add_argument('inputs', nargs='+', help='images, videos and folders')
     parser.add_argument('--out', default='predictions', help='folder to write')
     parser.add_argument('--device', help="'cpu', 'cuda:0', ...; the best available by default")
     parser.add_argument('--score-thr', type=float, default=0.3, help='least score shown')
+    parser.add_argument(
+        '--batch-size',
+        type=int,
+        default=1,
+        help='images that the model takes at once; only those of one shape are put together, so '
+        'that no image is padded for another and results are those of batch 1, but for rounding; '
+        'folders of many shapes gain little',
+    )
+    parser.add_argument(
+        '--processes',
+        type=int,
+        default=1,
+        help='how many predict at once, each with a model of its own; they share the cores and, '
+        'without --device, the GPUs',
+    )
+    parser.add_argument(
+        '--opacity',
+        type=float,
+        help='of masks and colours in pictures: from 0 to 1; that of the visualizer by default',
+    )
     add_force(parser)
     add_cfg_options(parser)
+    add_verbose(parser)
     args = parser.parse_args()
-    with errors_told(OSError):
+    with errors_told(OSError), quietly(args):
         report = predict(**vars(args))
-    print(f'{len(report.written)} images: {args.out}/pictures, {args.out}/predictions')
+    videos = f', {report.videos} videos of {report.frames} frames' if report.videos else ''
+    images = len(report.written) - report.videos
+    print(f'{images} images{videos}: {args.out}/pictures, {args.out}/predictions')
+    print(f'all to look through: {args.out}/report.html')
     for line in report.doubts.details():
         print(line)
     if report.failed:

@@ -7,7 +7,14 @@ import argparse
 
 from mmengine.dist import is_main_process
 
-from mmivit.apis.command import add_cfg_options, add_launcher, errors_told, parse_launched
+from mmivit.apis.command import (
+    add_cfg_options,
+    add_launcher,
+    add_verbose,
+    errors_told,
+    parse_launched,
+    quietly,
+)
 from mmivit.apis.test import evaluate
 
 
@@ -26,9 +33,10 @@ def main() -> None:
     parser.add_argument('--wait-time', type=float, default=2, help='seconds between pictures')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     add_cfg_options(parser)
+    add_verbose(parser)
     add_launcher(parser)
     args = parse_launched(parser)
-    with errors_told():
+    with errors_told(), quietly(args):
         metrics = evaluate(**vars(args))
     if is_main_process():
         for name, value in metrics.items():

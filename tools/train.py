@@ -7,7 +7,14 @@ On data of your own run tools/check_data.py first.
 
 import argparse
 
-from mmivit.apis.command import add_cfg_options, add_launcher, errors_told, parse_launched
+from mmivit.apis.command import (
+    add_cfg_options,
+    add_launcher,
+    add_verbose,
+    errors_told,
+    parse_launched,
+    quietly,
+)
 from mmivit.apis.train import train
 
 
@@ -31,9 +38,11 @@ def main() -> None:
         help='go on from this checkpoint, or, without a name, from the latest whole one there is',
     )
     add_cfg_options(parser)
+    add_verbose(parser)
     add_launcher(parser)
-    with errors_told():
-        train(**vars(parse_launched(parser)))
+    args = parse_launched(parser)
+    with errors_told(), quietly(args):
+        train(**vars(args))
 
 
 if __name__ == '__main__':

@@ -6,11 +6,12 @@ import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from mmengine.config import DictAction
 
+from mmivit.apis.quiet import quiet
 from mmivit.errors import UserError
 
 
@@ -39,6 +40,18 @@ def add_cfg_options(parser: ArgumentParser) -> None:
         action=DictAction,
         help='override settings of the config: key.subkey=value, lists as key="[a,b]"',
     )
+
+
+def add_verbose(parser: ArgumentParser) -> None:
+    """Add ``--verbose``, for :func:`quietly`."""
+    parser.add_argument(
+        '--verbose', action='store_true', help='show what is left out as noise of other packages'
+    )
+
+
+def quietly(args: Namespace) -> AbstractContextManager[None]:
+    """Noise of other packages is left out, unless ``--verbose``, which is taken from ``args``."""
+    return nullcontext() if vars(args).pop('verbose') else quiet()
 
 
 def add_force(parser: ArgumentParser, what: str = 'what was written earlier') -> None:

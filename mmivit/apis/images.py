@@ -25,7 +25,7 @@ def find_images(
 
     Args:
         inputs: files, and folders that are searched recursively.
-        out: the folder to write, whose pictures and label maps are not taken for inputs.
+        out: the folder to write, whose pictures, videos and label maps are not taken for inputs.
         suffixes: ends of the names that are looked for in folders, in lower case.
 
     Raises:
@@ -33,7 +33,7 @@ def find_images(
     """
     found = []
     suffixes = tuple(suffixes)
-    outputs = [out.absolute() / name for name in ('pictures', 'labels')]
+    outputs = [out.absolute() / name for name in ('pictures', 'labels', 'videos')]
     for entry in map(Path, inputs):
         if entry.is_dir():
             left_out = [o for o in outputs if not entry.absolute().is_relative_to(o)]

@@ -1,9 +1,13 @@
-"""mmdet's and mmseg's inferencers and visualisers: an image in; a picture and a record out.
+"""mmdet's and mmseg's inferencers and visualisers: images in; pictures and records out.
 
 Images are loaded and prepared by the config's own test pipeline, as tools/test.py does it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
 
 import cv2
 import mmcv
@@ -16,7 +20,7 @@ from mmengine.structures import BaseDataElement, PixelData
 
 from mmivit.apis.config import check_scope, set_test_data, tested_dataset
 from mmivit.apis.images import viewable
-from mmivit.apis.large_images import exceeds_memory, slide_labels, upsampled_labels
+from mmivit.apis.large_images import images_at_once, slide_labels, upsampled_labels
 from mmivit.apis.models import check_weights, read_loadable
 from mmivit.apis.pictures import draw_legend, set_visualizer
 from mmivit.apis.runner import warn
@@ -28,6 +32,37 @@ from mmivit.weights.checkpoint import dataset_meta, naming
 
 LEGIBLE = 480  # pixels; smaller images are enlarged for drawing, so that labels can be read
 LONGEST = 4096  # pixels, up to which they are
+
+
+class Prepared(NamedTuple):
+    """An image before its prediction.
+
+    Attributes:
+        sample: as the config's loader makes it, with ``img``, (height, width, ...).
+        data: what the rest of the test pipeline makes of it, for the model.
+    """
+
+    sample: dict
+    data: dict
+
+    @property
+    def shape(self) -> tuple:
+        """Of the image and of what the model gets; images of one shape make a batch."""
+        return self.sample['img'].shape, getattr(self.data.get('inputs'), 'shape', None)
+
+
+class Prediction(NamedTuple):
+    """What was found in an image.
+
+    Attributes:
+        picture: the image with it, (height, width, 3) uint8, RGB.
+        record: plain values, for JSON.
+        labels: of a segmentor, the label map as PNG.
+    """
+
+    picture: np.ndarray
+    record: dict
+    labels: bytes | None = None
 
 
 def load_inferencer(
@@ -86,26 +121,39 @@ def _inferencer_class(scope: str) -> type[BaseInferencer]:
 
 
 class Detector:
-    """mmdet's inferencer: a loaded sample in, RGB picture and plain record out.
+    """mmdet's inferencer: prepared images in; RGB pictures and plain records out.
 
     Args:
         score_thr: detections below this score are left out.
+        opacity: of masks in pictures, from 0 to 1; that of the config's visualiser if not given.
 
     Raises:
         LaunchError, CheckpointError: as in :func:`load_inferencer`.
     """
 
-    def __init__(self, cfg: Config, checkpoint: str, device: str | None, score_thr: float) -> None:
+    def __init__(
+        self,
+        cfg: Config,
+        checkpoint: str,
+        device: str | None,
+        score_thr: float,
+        opacity: float | None = None,
+    ) -> None:
         self.inferencer, saved = load_inferencer(cfg, checkpoint, device)
-        self.inferencer.show_progress = False
         self.model, self.pipeline = self.inferencer.model, self.inferencer.pipeline
         self.classes = _names_and_colours(cfg, saved)['classes']
         # mmdet takes COCO's where the checkpoint names none.
         self.model.dataset_meta['classes'] = self.classes
         self.score_thr = score_thr
+        self.inferencer.visualizer.mask_alpha = opacity
 
-    def __call__(self, sample: dict) -> tuple[np.ndarray, dict]:
-        found = self.inferencer(sample, return_datasamples=True)['predictions'][0]
+    def __call__(self, batch: Sequence[Prepared], steady: bool = False) -> list[Prediction]:
+        """Predict on images of one shape; their pictures are of that size in any case."""
+        data = self.inferencer.collate_fn([image.data for image in batch])
+        samples = self.inferencer.forward(data)
+        return [self._told(image.sample, found) for image, found in zip(batch, samples)]
+
+    def _told(self, sample: dict, found: BaseDataElement) -> Prediction:
         found.pred_instances = found.pred_instances[found.pred_instances.scores >= self.score_thr]
         record = self.inferencer.pred2dict(found)  # bboxes x1, y1, x2, y2; masks as COCO RLE
         if max(record['labels'], default=0) >= len(self.classes):
@@ -121,7 +169,8 @@ class Detector:
             if 'masks' in record:
                 detection['mask'] = record['masks'][i]
             detections.append(detection)
-        return self._draw(viewable(sample['img']), found), dict(detections=detections)
+        picture = self._draw(viewable(sample['img']), found)
+        return Prediction(picture, dict(detections=detections))
 
     def _draw(self, image: np.ndarray, sample: BaseDataElement) -> np.ndarray:
         factor = _enlargement(*image.shape[:2])
@@ -141,13 +190,19 @@ class Detector:
 
 
 class Segmentor:
-    """mmseg's inferencer: a loaded sample in; RGB picture, plain record and label map (PNG) out.
+    """mmseg's inferencer: prepared images in; RGB pictures, plain records and label maps out.
+
+    Args:
+        opacity: of the classes' colours in pictures, from 0 to 1; that of the config's visualiser
+            if not given.
 
     Raises:
         LaunchError, CheckpointError: as in :func:`load_inferencer`; or there are too many classes.
     """
 
-    def __init__(self, cfg: Config, checkpoint: str, device: str | None) -> None:
+    def __init__(
+        self, cfg: Config, checkpoint: str, device: str | None, opacity: float | None = None
+    ) -> None:
         self.inferencer, saved = load_inferencer(cfg, checkpoint, device)
         self.model, self.pipeline = self.inferencer.model, self.inferencer.pipeline
         if self.model.out_channels > MOST_CLASSES:
@@ -156,9 +211,23 @@ class Segmentor:
         meta = _names_and_colours(cfg, saved)
         self.classes, self.palette = meta['classes'], meta['palette']
         self.inferencer.visualizer.dataset_meta = meta
+        if opacity is not None:
+            self.inferencer.visualizer.alpha = opacity
 
-    def __call__(self, sample: dict) -> tuple[np.ndarray, dict, bytes]:
-        labels = self.label_map(sample)
+    def __call__(self, batch: Sequence[Prepared], steady: bool = False) -> list[Prediction]:
+        """Predict on images of one shape.
+
+        Args:
+            batch: the images.
+            steady: all pictures are as wide as the longest name of a class needs, as the frames
+                of a video have to be.
+        """
+        return [
+            self._told(image.sample, labels, steady)
+            for image, labels in zip(batch, self.label_maps(batch))
+        ]
+
+    def _told(self, sample: dict, labels: np.ndarray, steady: bool) -> Prediction:
         counts = np.bincount(labels.ravel(), minlength=len(self.classes))
         found = {
             self.classes[i]: counts[i] / labels.size
@@ -166,33 +235,34 @@ class Segmentor:
             if counts[i]
         }
         record = dict(classes=list(self.classes), shares=found)
-        picture = self._draw(viewable(sample['img']), labels, found)
-        return picture, record, label_map_png(labels, self.palette)
+        picture = self._draw(viewable(sample['img']), labels, found, steady)
+        return Prediction(picture, record, label_map_png(labels, self.palette))
 
     @torch.no_grad()
-    def label_map(self, sample: dict) -> np.ndarray:
-        """Class index of every pixel, (H, W) uint8, of a loaded sample."""
+    def label_maps(self, batch: Sequence[Prepared]) -> list[np.ndarray]:
+        """Class index of every pixel of each image, (H, W) uint8."""
         model = self.model
-        data = self.inferencer.collate_fn([self.pipeline(sample)])
+        data = self.inferencer.collate_fn([image.data for image in batch])
         data = model.data_preprocessor(data, False)
-        inputs, meta = data['inputs'], data['data_samples'][0].metainfo
-        size = tuple(sample['img'].shape[:2])
-        padding = meta.get('img_padding_size', meta.get('padding_size', [0] * 4))
+        inputs, metas = data['inputs'], [sample.metainfo for sample in data['data_samples']]
+        # Of one shape, all images are padded alike.
+        padding = metas[0].get('img_padding_size', metas[0].get('padding_size', [0] * 4))
         left, right, top, bottom = padding
         rows = slice(top, inputs.shape[2] - bottom)
         columns = slice(left, inputs.shape[3] - right)
-        slides = model.test_cfg.get('mode') == 'slide'
-        if slides and exceeds_memory(model, inputs):
-            labels = slide_labels(model, inputs, meta)[rows, columns]
-        else:
-            logits = model.inference(inputs, [meta])[0, :, rows, columns]  # (classes, h, w)
-            labels = upsampled_labels(logits, size, model)
-        labels = labels.cpu().numpy().astype(np.uint8)
-        if labels.shape != size:
-            labels = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST)
-        return labels
+        size = tuple(batch[0].sample['img'].shape[:2])
+        at_once = images_at_once(model, inputs)
+        maps: list[torch.Tensor] = []
+        for first in range(0, len(batch), max(at_once, 1)):
+            part = slice(first, first + max(at_once, 1))
+            if model.test_cfg.get('mode') == 'slide' and not at_once:
+                maps.append(slide_labels(model, inputs[part], metas[first])[rows, columns])
+            else:
+                logits = model.inference(inputs[part], metas[part])[:, :, rows, columns]
+                maps += [upsampled_labels(each, size, model) for each in logits]
+        return [_sized(labels.cpu().numpy().astype(np.uint8), size) for labels in maps]
 
-    def _draw(self, image: np.ndarray, labels: np.ndarray, found: dict) -> np.ndarray:
+    def _draw(self, image: np.ndarray, labels: np.ndarray, found: dict, steady: bool) -> np.ndarray:
         """The overlay beside a legend of the classes found, with their shares."""
         factor = _enlargement(*image.shape[:2])
         if factor > 1:
@@ -208,7 +278,17 @@ class Segmentor:
         overlay = visualizer.get_image()
         colours = (tuple(self.palette[self.classes.index(name)]) for name in found)
         texts = (f'{name} {share:.1%}' for name, share in found.items())
-        return np.hstack([overlay, draw_legend(len(overlay), dict(zip(texts, colours)))])
+        legend = draw_legend(len(overlay), dict(zip(texts, colours)))
+        if steady:
+            width = self._widest(len(overlay))
+            legend = np.pad(legend, ((0, 0), (0, width), (0, 0)), constant_values=255)[:, :width]
+        return np.hstack([overlay, legend])
+
+    @cache  # noqa: B019 - there is one segmentor, to the end of the program
+    def _widest(self, height: int) -> int:
+        """Width of a legend of any classes, pixels."""
+        longest = sorted(self.classes, key=len)[-3:]
+        return draw_legend(height, {f'{name} 100.0%': (0, 0, 0) for name in longest}).shape[1]
 
 
 def _names_and_colours(cfg: Config, saved: dict) -> dict:
@@ -231,3 +311,10 @@ def _enlargement(height: int, width: int) -> int:
     """How many times an image is enlarged for drawing; the long side stays within bounds."""
     needed = -(-LEGIBLE // min(height, width))
     return max(1, min(needed, LONGEST // max(height, width)))
+
+
+def _sized(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A label map at its image's size, height and width."""
+    if labels.shape == size:
+        return labels
+    return cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST)

@@ -14,9 +14,9 @@ from tqdm import tqdm
 MAX_LOGITS = 2**27  # elements, half a GiB in fp32; more are never held at once
 
 
-def exceeds_memory(model: nn.Module, inputs: Tensor) -> bool:
-    """Whether more than :data:`MAX_LOGITS` logits belong to one preprocessed image (1, 3, H, W)."""
-    return model.out_channels * inputs[0, 0].numel() > MAX_LOGITS
+def images_at_once(model: nn.Module, inputs: Tensor) -> int:
+    """Of how many images of a batch (N, 3, H, W) all logits are within :data:`MAX_LOGITS`."""
+    return MAX_LOGITS // (model.out_channels * inputs[0, 0].numel())
 
 
 def slide_labels(model: nn.Module, inputs: Tensor, meta: dict) -> Tensor:

@@ -10,6 +10,9 @@ import pytest
 from PIL import Image
 
 from mmivit.apis import predict
+from mmivit.apis.images import find_images
+from mmivit.apis.inferencers import Prediction
+from mmivit.apis.videos import Video, written_video
 from mmivit.datasets.loaders import ImagePipeline
 from mmivit.errors import LaunchError
 
@@ -18,8 +21,8 @@ class Blind:
     def __init__(self, *args):
         self.pipeline = ImagePipeline([dict(type='LoadImageFromFile')], None)
 
-    def __call__(self, sample):
-        return sample['img'], dict(detections=[])
+    def __call__(self, batch, steady=False):
+        return [Prediction(each.sample['img'], dict(detections=[])) for each in batch]
 
 
 @pytest.fixture
@@ -58,7 +61,7 @@ def test_any_name_is_written_below_out(run):
     report = run()
     assert not report.failed
     new = set(tree('.')) - set(before)
-    assert len(new) == 2 * (len(names) + 1)
+    assert len(new) == 2 * (len(names) + 1) + 1  # and the report
     assert all(path.startswith('out/') for path in new)
     for path in new:
         if path.endswith('.json'):
@@ -129,3 +132,75 @@ def test_twelve_bits_in_a_sixteen_bit_file_are_named(run):
     assert 'photos/deep.png: at most 15 of 255, ' in where
     assert note == '  note: 1 images that load nearly black'
     assert 'photos/night.png: at most 3 of 255' in place
+
+
+def record(path):
+    return json.loads(Path(path).read_text())
+
+
+def test_images_are_put_together_by_their_shape(run, monkeypatch):
+    for i in range(5):
+        Image.new('RGB', (40, 30 + i % 2)).save(f'photos/{i}.png')
+    Path('photos/broken.png').touch()
+    seen = []
+    call = Blind.__call__
+    monkeypatch.setattr(Blind, '__call__', lambda *args: seen.append(args[1]) or call(*args))
+    report = run(batch_size=3)
+    assert len(report.written) == 6
+    assert list(report.failed) == [Path('photos/broken.png')]
+    assert sorted(map(len, seen)) == [1, 2, 3]
+    assert all(len({image.shape for image in batch}) == 1 for batch in seen)
+
+
+def test_one_image_fails_alone_in_its_batch(run, monkeypatch):
+    for name in 'bcd':
+        Image.new('RGB', (40, 30), name_to_colour[name]).save(f'photos/{name}.png')
+    call = Blind.__call__
+
+    def fails_at_black(self, batch):
+        if any(not image.sample['img'].any() for image in batch):
+            raise RuntimeError('out of memory\nand more')
+        return call(self, batch)
+
+    monkeypatch.setattr(Blind, '__call__', fails_at_black)
+    report = run(batch_size=4)
+    assert [path.name for path in report.written] == ['a.png', 'b.png', 'd.png']
+    assert report.failed == {Path('photos/c.png'): 'out of memory'}
+
+
+name_to_colour = dict(b='blue', c='black', d='white')
+
+
+def test_a_video_is_a_record_a_picture_and_a_video(run):
+    with written_video(Path('photos/clip.mp4'), 5) as writer:
+        for grey in (0, 100, 200):
+            writer.write(np.full((32, 48, 3), grey, np.uint8))
+    Path('photos/broken.mp4').write_text('none')
+    report = run(batch_size=2)
+    assert (len(report.written), report.videos, report.frames) == (2, 1, 3)
+    assert report.failed == {Path('photos/broken.mp4'): 'not a video that can be read'}
+    clip = record('out/predictions/clip.mp4.json')
+    assert clip['frames'] == [dict(detections=[])] * 3
+    assert (clip['width'], clip['height'], clip['rate']) == (48, 32, 5)
+    assert len(list(Video(Path('out/videos/clip.mp4.mp4')))) == 3
+    assert 80 < cv2.imread('out/pictures/clip.mp4.jpg').mean() < 120  # the middle one
+    assert '"name":"clip.mp4"' in Path('out/report.html').read_text()
+    assert [path.name for path, _ in find_images(['.'], Path('out'), ['.mp4'])] == [
+        'broken.mp4',
+        'clip.mp4',
+    ]
+
+
+def test_somebody_elses_report_is_not_replaced(run):
+    Path('out').mkdir()
+    Path('out/report.html').write_text('mine')
+    for options in (dict(), dict(force=True)):
+        with pytest.raises(FileExistsError, match='no report of mmivit'):
+            run(**options)
+    assert os.listdir('out') == ['report.html']
+
+
+@pytest.mark.parametrize('options', [dict(batch_size=0), dict(processes=0), dict(opacity=1.5)])
+def test_options_out_of_range_are_one_line(options, run):
+    with pytest.raises(LaunchError, match=next(iter(options))):
+        run(**options)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import mmseg
@@ -12,7 +13,8 @@ from mmengine.config import Config
 from PIL import Image
 
 from mmivit.apis.inferencers import Segmentor
-from tests.conftest import CONFIGS, TIMEOUT, run_tool, sample_of
+from mmivit.apis.videos import Video, written_video
+from tests.conftest import CONFIGS, TIMEOUT, prepared, run_tool, sample_of
 
 CONFIG = CONFIGS / 'upernet_ivit_shapes.py'
 
@@ -81,6 +83,42 @@ def test_prediction(checkpoint, shapes, tmp_path):
     assert picture.shape[1] > picture.shape[0] * 300 / 200  # the legend stands beside the image
 
 
+def test_batches_and_processes_predict_the_same(checkpoint, shapes, tmp_path):
+    """Frames of a video as well; images of two shapes are in turn."""
+    photos = tmp_path / 'photos'
+    photos.mkdir()
+    drawn = [
+        cv2.imread(str(path)) for path in sorted((shapes / 'data/shapes/images').rglob('*.jpg'))
+    ]
+    for i, image in enumerate(drawn[:5]):
+        cv2.imwrite(str(photos / f'{i}.png'), image if i % 2 else cv2.resize(image, (150, 100)))
+    with written_video(photos / 'clip.mp4', 5) as writer:
+        for image in drawn[5:8]:
+            writer.write(image[..., ::-1])
+    for name, options in dict(
+        one=(), three=('--batch-size', 3), two=('--processes', 2, '--batch-size', 2)
+    ).items():
+        done = run_tool(
+            'predict.py', CONFIG, checkpoint, photos, '--out', name, *options, cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert '5 images, 1 videos of 3 frames: ' in done.stdout
+        assert 'Failed to search registry' not in done.stdout + done.stderr
+    files = [sorted(path.relative_to(tmp_path / n) for path in (tmp_path / n).rglob('*.*'))
+             for n in ('one', 'three', 'two')]  # fmt: skip
+    assert files[0] == files[1] == files[2]
+    assert Path('labels/clip.mp4/000002.png') in files[0]
+    maps = [path for path in files[0] if path.parts[0] == 'labels' and path.suffix == '.png']
+    assert len(maps) == 8
+    for path in maps:
+        one, *others = (np.array(Image.open(tmp_path / n / path)) for n in ('one', 'three', 'two'))
+        for other in others:
+            assert (one == other).mean() > 0.999  # near-ties may fall either way
+    frames = list(Video(tmp_path / 'one/videos/clip.mp4.mp4'))
+    assert len(frames) == 3
+    assert frames[0].shape[1] > frames[0].shape[0]  # the legend stands beside the frame
+
+
 @pytest.mark.matrix('segmentation')
 def test_labels_equal_stock_inference(checkpoint, shapes):
     segmentor = Segmentor(Config.fromfile(CONFIG), str(checkpoint), 'cpu')
@@ -88,7 +126,8 @@ def test_labels_equal_stock_inference(checkpoint, shapes):
     image = cv2.resize(image, (201, 130))
     stock = segmentor.inferencer(sample_of(image), return_datasamples=True)
     expected = stock.pred_sem_seg.data[0].cpu().numpy()
-    assert (segmentor.label_map(sample_of(image)) == expected).all()
+    labels = segmentor.label_maps([prepared(segmentor.pipeline, image)])[0]
+    assert (labels == expected).all()
 
 
 @pytest.mark.matrix('inferencers')
@@ -113,8 +152,6 @@ def test_stock_mmseg_from_an_empty_folder(checkpoint, tmp_path):
 
 @pytest.mark.matrix('segmentation')
 def test_stock_mmseg_tools_run_the_demo_config(checkpoint, shapes):
-    from pathlib import Path
-
     tool = Path(mmseg.__file__).parent / '.mim/tools/test.py'
     done = subprocess.run(
         [sys.executable, str(tool), str(CONFIG), str(checkpoint), '--work-dir', 'seg_stock'],

@@ -46,6 +46,7 @@ from safetensors.torch import save
 unpickler.Unpickler.load = atheris.instrument_func(unpickler.Unpickler.load)
 with atheris.instrument_imports(include=['mmivit']):
     from mmivit.apis import predict
+    from mmivit.apis.inferencers import Prediction
     from mmivit.datasets.loaders import ImagePipeline
     from mmivit.errors import CheckpointError
     from mmivit.models import IViT
@@ -245,8 +246,8 @@ class Blind:
     def __init__(self, *args: object) -> None:
         self.pipeline = ImagePipeline([dict(type='LoadImageFromFile')], 'mmdet')
 
-    def __call__(self, sample: dict) -> tuple[np.ndarray, dict]:
-        return sample['img'][:8, :8], dict(detections=[])
+    def __call__(self, batch: list, steady: bool = False) -> list:
+        return [Prediction(each.sample['img'][:8, :8], dict(detections=[])) for each in batch]
 
 
 class Images:
