@@ -21,7 +21,9 @@ def share_when_imported() -> None:
     """Share at once with the packages that are imported already, with others when they are."""
     for package in SHARED_WITH:
         wrapt.register_post_import_hook(share, f'{package}.registry')
-    wrapt.register_post_import_hook(lambda _: import_module('mmivit.models.classifier'), 'timm')
+    for models in ('classifier', 'vit'):
+        module = f'mmivit.models.{models}'
+        wrapt.register_post_import_hook(lambda _, module=module: import_module(module), 'timm')
 
 
 def share(package_registry: ModuleType) -> None:
