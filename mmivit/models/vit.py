@@ -315,7 +315,7 @@ class ViTDecomposedMHSA(_OfTimm, DecomposedMHSA):
             v_prefix: V_P, (B, h, P, d').
         """
         sums, mass, mix = found[..., :-1].type_as(v_prefix), found[..., -1:], self._mix
-        prefix = k_prefix.shape[2]
+        prefix = self.token_grid.prefix
         if prefix:
             near = (k_prefix * q.shape[-1] ** -0.5) @ q.transpose(-2, -1)  # (B, h, P, M)
             with exactly(q):  # eight bits of mantissa don't hold a logarithm
@@ -402,11 +402,9 @@ def _register(name: str) -> None:
     build = model_entrypoint(name)
 
     def create(pretrained: bool = False, landmarks: int = 7, **options: Any) -> nn.Module:
-        overlay = dict(architecture=create.__name__, **options.pop('pretrained_cfg_overlay', {}))
-        model = build(
-            pretrained, attn_layer=ViTIMHSA, pretrained_cfg_overlay=overlay, **options
-        )
-        return connect(model, landmarks)
+        overlay = options.pop('pretrained_cfg_overlay', None) or {}
+        options['pretrained_cfg_overlay'] = dict(architecture=create.__name__) | overlay
+        return connect(build(pretrained, attn_layer=ViTIMHSA, **options), landmarks)
 
     create.__name__ = create.__qualname__ = f'{name}_imhsa'
     create.__doc__ = f"timm's {name} with iMHSA: its layers, its weights."
