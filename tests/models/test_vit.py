@@ -13,6 +13,7 @@ import timm.optim
 import torch
 import torch.nn.functional as F
 
+from mmivit.analysis.attention_maps import effective_map, head_outputs, kind_of
 from mmivit.errors import LaunchError
 from mmivit.models.vit import ATTENTIONS, NAMES, TokenGrid, ViTIMHSA, connect
 
@@ -406,6 +407,27 @@ def test_what_cannot_be_is_refused():
     )
     with pytest.raises(LaunchError, match=r'patch_drop_rate=0.5: .* expected 0'):
         connect(dropping)
+
+
+@pytest.mark.parametrize('kind', ATTENTIONS)
+def test_maps_that_are_shown_sum_the_values(kind):
+    """Of the patches; tokens in front give what is left when the patches' values are zero."""
+    prefix, size = 2, (3, 4)
+    module = attention(kind, prefix, size)
+    x = torch.randn(1, prefix + 12, 24, dtype=torch.float64)
+    with torch.no_grad():
+        q, k, v, *landmarks = module.project(x)
+        of_front = v.clone()
+        of_front[:, :, prefix:] = 0
+        expected = head_outputs(module, x) - module.attend(q, k, of_front, *landmarks)
+        maps = effective_map(module, x)
+        assert maps.shape == (1, 3, 12, 12)
+        torch.testing.assert_close(maps @ v[:, :, prefix:], expected[:, :, prefix:])
+        torch.testing.assert_close(effective_map(module, x, [5, 0]), maps[:, :, [5, 0]])
+        if kind == 'mhsa':
+            whole = (q @ k.mT / 8**0.5).softmax(-1)
+            torch.testing.assert_close(maps, whole[:, :, prefix:, prefix:])
+    assert kind_of(module) == kind
 
 
 def test_in_a_segmentor_of_mmseg():
