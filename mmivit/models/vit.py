@@ -113,7 +113,7 @@ class _OfTimm(MHSA):
     where that does.
     """
 
-    token_grid: TokenGrid | None = None
+    _token_grid: TokenGrid | None = None
 
     def __init__(
         self,
@@ -172,18 +172,27 @@ class _OfTimm(MHSA):
         y = self.norm(y.transpose(1, 2).reshape(x.shape))
         return self.proj_drop(self.proj(y))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, *landmarks: Tensor) -> Tensor:
         """The values' sums (B, h, P + N, d') of what :meth:`project` gave; linear in V."""
         return self.attn_drop(self.attn(q, k)) @ v
 
-    def patches(self, x: Tensor) -> Tensor:
-        """Those of the tokens (B, P + N, C) that lie on the grid, (B, H, W, C)."""
-        grid = self.token_grid
-        if grid is None:
+    @property
+    def token_grid(self) -> TokenGrid:
+        """Where the tokens lie; :func:`connect` tells."""
+        if self._token_grid is None:
             raise LaunchError(
                 f"{type(self).__name__} doesn't know the grid its tokens lie on: expected "
                 'mmivit.models.vit.connect(model) after timm.create_model(..., attn_layer=...)'
             )
+        return self._token_grid
+
+    @token_grid.setter
+    def token_grid(self, grid: TokenGrid) -> None:
+        self._token_grid = grid
+
+    def patches(self, x: Tensor) -> Tensor:
+        """Those of the tokens (B, P + N, C) that lie on the grid, (B, H, W, C)."""
+        grid = self.token_grid
         height, width = grid.size
         if x.shape[1] != grid.prefix + height * width:
             raise LaunchError(
@@ -198,7 +207,7 @@ class _OfTimm(MHSA):
         other = ATTENTIONS[kind](self.proj.in_features, self.num_heads)
         for name, layer in self.named_children():
             setattr(other, name, deepcopy(layer))
-        other.token_grid = self.token_grid
+        other._token_grid = self._token_grid
         if isinstance(self, DecomposedMHSA) and isinstance(other, DecomposedMHSA):
             other.landmarks = self.landmarks
         return other
@@ -246,17 +255,9 @@ class ViTDecomposedMHSA(_OfTimm, DecomposedMHSA):
             *positions(patches, self.landmarks),
         )
 
-    def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        q_landmarks: Tensor,
-        k_landmarks: Tensor,
-        tokens: Tensor,
-        grid: Tensor,
-    ) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, *landmarks: Tensor) -> Tensor:
         """Y, (B, h, P + N, d'), of what :meth:`project` gave; linear in V."""
+        q_landmarks, k_landmarks, tokens, grid = landmarks
         prefix = self.token_grid.prefix
         (q_prefix, q), (k_prefix, k), (v_prefix, v) = (
             (a[:, :, :prefix], a[:, :, prefix:]) for a in (q, k, v)
@@ -377,7 +378,7 @@ def connect(model: nn.Module, landmarks: int | None = None) -> nn.Module:
                 f'patch_drop_rate={vit.patch_drop.prob}: the patches that are left lie on no '
                 'grid; expected 0'
             )
-        if attentions[0].token_grid is None:
+        if attentions[0]._token_grid is None:
             grid = TokenGrid(vit)
             for attention in attentions:
                 attention.token_grid = grid
