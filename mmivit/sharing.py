@@ -1,4 +1,4 @@
-"""The backbone under plain names in mmdet and mmseg, and the classifiers in timm.
+"""The backbone under plain names in mmdet and mmseg, and the models in timm.
 
 Once mmivit is imported, ``IViT``, ``mmdet.IViT`` and ``mmseg.IViT`` resolve where these packages
 are used, and timm knows ``ivit_tiny`` and so on, in whichever order the packages are imported. None
@@ -21,7 +21,12 @@ def share_when_imported() -> None:
     """Share at once with the packages that are imported already, with others when they are."""
     for package in SHARED_WITH:
         wrapt.register_post_import_hook(share, f'{package}.registry')
-    wrapt.register_post_import_hook(lambda _: import_module('mmivit.models.classifier'), 'timm')
+    wrapt.register_post_import_hook(_register_with_timm, 'timm')
+
+
+def _register_with_timm(_: ModuleType) -> None:
+    for name in ('classifier', 'vit'):
+        import_module(f'mmivit.models.{name}')
 
 
 def share(package_registry: ModuleType) -> None:

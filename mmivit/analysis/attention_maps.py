@@ -3,7 +3,8 @@
 The effective map of a head is the N x N matrix that multiplies its values: softmax(Q K^T / sqrt d)
 in (a), A_Q A_K in (b), I(softmax(Q K^T / sqrt d)) in (c), A_Q' A_K' in (d) of the paper's Fig. 2.
 The module itself computes its maps, by the methods that its forward pass uses where it forms them;
-here they are put together, for the queries that are asked for.
+here they are put together, for the queries that are asked for. Of a vision transformer's tokens the
+patches are looked at, as queries and as keys; what a row lacks goes to the tokens in front.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ MEASURES = ('map_cosine', 'output_cosine', 'output_cka', 'effective_rank', 'coll
 
 def kind_of(module: MHSA) -> str:
     """The name of an attention's kind: 'mhsa', 'decomposed', 'interactive' or 'imhsa'."""
-    return next(name for name, kind in ATTENTIONS.items() if type(module) is kind)
+    # The last are derived from the first.
+    return next(name for name, kind in reversed(ATTENTIONS.items()) if isinstance(module, kind))
 
 
 @torch.no_grad()
@@ -71,13 +73,14 @@ def attention_inputs(model: nn.Module, images: Tensor) -> dict[str, tuple[MHSA, 
         images: what the backbone takes, (B, C, H, W).
 
     Returns:
-        By the attention's name in the model: the module and its input (B, H', W', C').
+        By the attention's name in the model: the module and its input, (B, H', W', C') or of a
+        vision transformer (B, P + N, C').
 
     Raises:
         ValueError: no attention of ours ran.
     """
     found = {}
-    names = {m: name for name, m in model.named_modules() if type(m) in ATTENTIONS.values()}
+    names = {m: name for name, m in model.named_modules() if isinstance(m, MHSA)}
 
     def record(module: MHSA, inputs: tuple[Tensor]) -> None:
         found[names[module]] = (module, inputs[0])
@@ -101,12 +104,14 @@ def effective_map(module: MHSA, x: Tensor, queries: Sequence[int] | None = None)
 
     Args:
         module: any of the four attentions.
-        x: its input, (B, H, W, C), N = H * W.
+        x: its input, (B, H, W, C), N = H * W; or (B, P + N, C).
         queries: tokens whose rows are wanted, row-major; all N if not given.
 
     Returns:
-        (B, h, queries, N). Rows sum to 1 unless heads interact.
+        (B, h, queries, N). Rows sum to 1 unless heads interact or tokens are in front.
     """
+    if x.ndim == 3:
+        return _effective_map_of_patches(module, x, queries)
     q, k, _, *landmarks = module.project(x)  # (B, h, N, d) and (B, h, L, d) each
     if queries is not None:
         q = q[:, :, list(queries)]
@@ -120,19 +125,30 @@ def effective_map(module: MHSA, x: Tensor, queries: Sequence[int] | None = None)
     return attn_q.transpose(-2, -1) @ module.attn_k(q_landmarks, k)
 
 
+def _effective_map_of_patches(module: MHSA, x: Tensor, queries: Sequence[int] | None) -> Tensor:
+    """The same of (B, P + N, C): the sums of values that are one-hot are their weights."""
+    q, k, v, *landmarks = module.project(x)
+    tokens = x.shape[1]
+    one_hot = torch.eye(tokens, dtype=v.dtype, device=v.device).expand(*v.shape[:2], -1, -1)
+    prefix = module.token_grid.prefix
+    maps = module.attend(q, k, one_hot, *landmarks)[:, :, prefix:, prefix:]
+    return maps if queries is None else maps[:, :, list(queries)]
+
+
 @torch.no_grad()
 def landmark_maps(module: DecomposedMHSA, x: Tensor) -> Tensor:
     """A_K, or A_K' where heads interact: what each landmark gathers.
 
     Args:
         module: 'decomposed' or 'imhsa'; the others have no landmarks.
-        x: its input, (B, H, W, C), N = H * W.
+        x: its input, (B, H, W, C), N = H * W; or (B, P + N, C).
 
     Returns:
         (B, h, L, N).
     """
-    _, k, _, q_landmarks, _ = module.project(x)
-    return module.attn_k(q_landmarks, k)
+    _, k, _, q_landmarks, *_ = module.project(x)
+    height, width = module.patches(x).shape[1:3]
+    return module.attn_k(q_landmarks, k[:, :, -height * width :])
 
 
 @torch.no_grad()
@@ -143,15 +159,16 @@ def key_less_maps(
 
     Args:
         module: 'decomposed' or 'imhsa'; the others have no landmarks.
-        x: its input, (B, H, W, C), N = H * W.
+        x: its input, (B, H, W, C), N = H * W; or (B, P + N, C).
         queries: tokens whose rows are wanted, row-major; all N if not given.
 
     Returns:
         (B, h, queries, L) each, rows summing to 1: 'content', softmax(content Q k^T / sqrt d),
         'locality', softmax(-locality |p_n - p_l|^2), and 'both', A_Q itself.
     """
-    q, _, _, _, k_landmarks = module.project(x)
-    tokens, grid = positions(x, module.landmarks)
+    q, _, _, _, k_landmarks, *_ = module.project(x)
+    tokens, grid = positions(module.patches(x), module.landmarks)
+    q = q[:, :, -tokens.shape[1] :]
     if queries is not None:
         q, tokens = q[:, :, list(queries)], tokens[:, list(queries)]
     nowhere = torch.zeros_like(tokens), torch.zeros_like(grid)
@@ -168,15 +185,15 @@ def key_less_maps(
 
 @torch.no_grad()
 def head_outputs(module: MHSA, x: Tensor) -> Tensor:
-    """What each head returns before the projection, (B, h, N, d), for an input (B, H, W, C)."""
+    """What each head returns before the projection, (B, h, tokens, d), for an attention's input."""
     seen = []
     hook = module.proj.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
         module(x)
     finally:
         hook.remove()
-    # (B, H, W, C) -> (B, N, h, d) -> (B, h, N, d)
-    return seen[0].flatten(1, 2).unflatten(2, (module.num_heads, -1)).transpose(1, 2)
+    # (B, H, W, C) or (B, P + N, C) -> (B, tokens, h, d) -> (B, h, tokens, d)
+    return seen[0].flatten(1, -2).unflatten(2, (module.num_heads, -1)).transpose(1, 2)
 
 
 def head_diversity(model: nn.Module, images: Iterable[Tensor]) -> list[HeadDiversity]:
@@ -217,7 +234,7 @@ def layer_diversity(
     Args:
         name: the attention's.
         module: any of the four attentions.
-        x: its input, (1, H, W, C), N = H * W.
+        x: its input, (1, H, W, C), N = H * W; or (1, P + N, C).
         queries: rows of the maps that are looked at, row-major; all N if not given. Some are
             enough to tell maps that have collapsed, but ranks are bounded by their number.
     """

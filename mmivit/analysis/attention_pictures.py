@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,11 +29,11 @@ from mmivit.apis.images import read_image, viewable
 from mmivit.apis.inferencers import load_inferencer
 from mmivit.datasets.loaders import ImagePipeline
 from mmivit.errors import CheckpointError
-from mmivit.models.attention import ATTENTIONS, MHSA, DecomposedMHSA, build_attention
+from mmivit.models.attention import ATTENTIONS, LOCAL_START, MHSA, DecomposedMHSA
 from mmivit.utils.figures import save_figure
 from mmivit.utils.files import RefusedFile, check_absent
 from mmivit.weights.checkpoint import naming
-from mmivit.weights.converters import LINEAR, LOCAL_START
+from mmivit.weights.converters import LINEAR
 from mmivit.weights.sources import fetch
 
 COLUMNS = 8  # most heads drawn beside each other
@@ -109,6 +110,7 @@ def show_attention(
                 f'and y from 0 to {height - 1}'
             )
     found = attention_inputs(model, view.inputs)
+    view = replace(view, patch=_patch_size(found))
     pages, summary = {}, []
     for name in _chosen(found, layers):
         for kind, page in _pages(name, *found[name], view, points).items():
@@ -125,7 +127,7 @@ def _pages(
     name: str, module: MHSA, x: Tensor, view: View, points: Sequence[tuple[int, int]]
 ) -> dict[str, tuple[str, list[list[Panel | None]]]]:
     """Title and panels of each of a layer's pictures."""
-    kind, grid = kind_of(module), tuple(x.shape[1:3])
+    kind, grid = kind_of(module), tuple(module.patches(x).shape[1:3])
     cells = [view.token(point, grid) for point in points]
     tokens = [row * grid[1] + column for row, column in cells]
     unit = f'Colours: multiples of 1/N, N = {grid[0]} x {grid[1]} tokens.'
@@ -171,10 +173,9 @@ def _queries_page(
     name: str, module: DecomposedMHSA, x: Tensor, points: Sequence[tuple[int, int]], tokens
 ) -> tuple[str, list[list[Panel | None]]]:
     """Title and panels of the picture of A_Q: three rows to a point, landmarks as their blocks."""
-    sides = [min(module.landmarks, size) for size in x.shape[1:3]]
-    blocks = [
-        [_landmark(i, size, module.landmarks)[0] for i in range(size)] for size in x.shape[1:3]
-    ]
+    grid = module.patches(x).shape[1:3]
+    sides = [min(module.landmarks, size) for size in grid]
+    blocks = [[_landmark(i, size, module.landmarks)[0] for i in range(size)] for size in grid]
     heads = [
         f'head {i}: content {content:.2f}\nlocality {locality:.2f}'
         for i, (content, locality) in enumerate(zip(module.content, module.locality))
@@ -198,10 +199,12 @@ def _queries_page(
 
 def _summary(name: str, module: MHSA, x: Tensor) -> str:
     """What people should know of a layer, in lines; of a large map some rows are looked at."""
-    tokens = x.shape[1] * x.shape[2]
+    height, width = module.patches(x).shape[1:3]
+    tokens = height * width
     rows = torch.linspace(0, tokens - 1, min(tokens, MOST_ROWS)).long().tolist()
     found = layer_diversity(name, module, x, rows)
-    lines = [f'{name}: {found.attention}, {x.shape[1]} x {x.shape[2]} tokens, {found.heads} heads']
+    front = f', {x.shape[1] - tokens} in front' if x.ndim == 3 else ''
+    lines = [f'{name}: {found.attention}, {height} x {width} tokens{front}, {found.heads} heads']
     if isinstance(module, DecomposedMHSA):
         for number in ('content', 'locality'):
             values = ' '.join(f'{value:.2f}' for value in getattr(module, number))
@@ -249,13 +252,18 @@ def _as_kind(module: MHSA, kind: str) -> MHSA:
     """The attention itself, or one of another kind as a conversion makes it."""
     if kind == kind_of(module):
         return module
-    landmarks = getattr(module, 'landmarks', 7)
-    other = build_attention(kind, module.proj.in_features, module.num_heads, landmarks)
+    other = module.sibling(kind)
     state = module.state_dict()
     if kind in LINEAR and kind_of(module) not in LINEAR:
         state |= {n: torch.full((module.num_heads,), value) for n, value in LOCAL_START.items()}
     other.load_state_dict(state, strict=False)
     return other.eval()
+
+
+def _patch_size(found: dict[str, tuple[MHSA, Tensor]]) -> tuple[int, int] | None:
+    """Pixels of a patch along y and x, of a vision transformer; None for others."""
+    grids = [module.token_grid for module, x in found.values() if x.ndim == 3]
+    return grids[0].embed.patch_size if grids else None
 
 
 def _chosen(found: dict[str, tuple[MHSA, Tensor]], wanted: Sequence[str]) -> list[str]:
@@ -295,12 +303,15 @@ def _load_timm(name: str, checkpoint: str, path: Path) -> tuple[nn.Module, View]
     from timm.data import create_transform, resolve_data_config
 
     if not timm.is_model(name):
-        known = ', '.join(timm.list_models('ivit_*'))
+        known = ', '.join(timm.list_models(['ivit_*', '*_imhsa']))
         raise ValueError(f'timm has no model {name!r}; expected one of {known}')
     photo = _read(path, ImagePipeline([dict(type='LoadImageFromFile')], None))['img']
     with naming(checkpoint):
         weights = fetch(checkpoint)
-        model = timm.create_model(name, num_classes=len(weights.get('head.fc.bias', ())))
+        bias = weights.get('head.fc.bias', weights.get('head.bias', ()))
+        # Plain vision transformers take one size, unless they are asked for more.
+        plain = dict(dynamic_img_size=True, dynamic_img_pad=True) if name.endswith('_imhsa') else {}
+        model = timm.create_model(name, num_classes=len(bias), **plain)
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -39,18 +40,28 @@ def benchmark_attention(
     batches: Sequence[int] = (1, 4),
     device: str = 'cpu',
     dtype: torch.dtype = torch.float32,
+    prefix: int | None = None,
 ) -> list[dict]:
     """One block with projections, every attention in turn.
 
     MHSA is ``scaled_dot_product_attention``, ``decomposed`` two calls of it; ``floor`` the two
     projections alone. Quadratic attentions stop where a call would take minutes.
 
+    Args:
+        prefix: tokens in front of those on the grid; then the attentions are those of
+            :mod:`mmivit.models.vit`, with biases. iViT's if not given.
+
     Returns:
         A row for each attention, token count, batch and mode ('forward', 'training'), with
         seconds, quartiles, peak bytes, and bytes saved for the backward pass.
     """
     torch.manual_seed(0)
-    modules = {kind: build_attention(kind, dim, heads) for kind in ATTENTIONS}
+    if prefix is None:
+        modules = {kind: build_attention(kind, dim, heads) for kind in ATTENTIONS}
+    else:
+        from mmivit.models import vit
+
+        modules = {kind: vit.ATTENTIONS[kind](dim, heads, qkv_bias=True) for kind in ATTENTIONS}
     modules['floor'] = Floor(modules['mhsa'])
     modules = {name: module.to(device, dtype) for name, module in modules.items()}
     rows = []
@@ -59,7 +70,10 @@ def benchmark_attention(
         tokens = grid[0] * grid[1]
         if mode == 'training' and tokens * batch > BACKWARD_LIMIT:
             continue
-        x = torch.randn(batch, *grid, dim, device=device, dtype=dtype)
+        shape = grid if prefix is None else (prefix + tokens,)
+        for kind in ATTENTIONS:
+            modules[kind].token_grid = SimpleNamespace(prefix=prefix, size=grid)
+        x = torch.randn(batch, *shape, dim, device=device, dtype=dtype)
         training = mode == 'training'
         chosen = {
             name: step(module, x, training)

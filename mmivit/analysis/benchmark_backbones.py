@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 
 from mmivit.analysis.benchmark import mark, peak_bytes, step
-from mmivit.analysis.cost import build_pass
+from mmivit.analysis.cost import build_pass, build_timm
 from mmivit.apis.config import read_config
 from mmivit.models.ivit import IViT
 from mmivit.utils.timing import compare
@@ -133,6 +133,31 @@ def benchmark_whole(configs: Path, device: str = 'cpu') -> list[dict]:
             steps[name] = torch.no_grad()(forward)
         for name, result in compare(steps, device).items():
             rows.append(_row(name, mode, (height, width), 1, device, result))
+    return rows
+
+
+def benchmark_timm(names: Sequence[str], image: tuple[int, int], device: str = 'cpu') -> list[dict]:
+    """Models of timm's registry, inference and a training step, in turn, with batch 1.
+
+    Args:
+        names: such as 'vit_tiny_patch16_224_imhsa'.
+        image: height and width, pixels.
+        device: 'cpu' or 'cuda'.
+
+    Returns:
+        Rows like those of :func:`benchmark_backbones`, with peak bytes.
+
+    Raises:
+        LaunchError: timm has no such model.
+    """
+    models = {name: build_timm(name, image, device) for name in names}
+    x = torch.randn(1, 3, *image, device=device)
+    rows = []
+    for mode in ('inference', 'training'):
+        steps = {name: step(model, x, mode == 'training') for name, model in models.items()}
+        for name, result in compare(steps, device).items():
+            peak = peak_bytes(steps[name], device)
+            rows.append(_row(name, mode, image, 1, device, result, peak_bytes=peak))
     return rows
 
 

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmivit.apis.config import check_scope, read_config
 from mmivit.apis.models import build_model
+from mmivit.errors import LaunchError
 from mmivit.models.ivit import ARCHITECTURES, IViT
 from mmivit.utils.tables import markdown_table
 
@@ -167,6 +168,44 @@ def configs_table(paths: Sequence[str], sizes: Sequence[tuple[int, int]] = (), *
             macs = _billions(cost.macs)
             rows.append([path, f'{height} x {width}', _millions(cost.parameters), macs])
     return markdown_table(['config', 'image', 'parameters', 'MACs'], rows, names=2)
+
+
+def build_timm(name: str, size: tuple[int, int], device: str) -> nn.Module:
+    """A model of timm's registry for images of (height, width) pixels, random weights, no head.
+
+    Raises:
+        LaunchError: timm has no such model.
+    """
+    import timm
+
+    if not timm.is_model(name):
+        raise LaunchError(f'timm has no model {name!r}; see timm.list_models()')
+    with torch.device(device):
+        model = timm.create_model(name, num_classes=0)
+        if hasattr(model, 'set_input_size'):  # vision transformers take one size
+            model.set_input_size(size)
+    return model.eval()
+
+
+def timm_table(names: Sequence[str], sizes: Sequence[tuple[int, int]]) -> str:
+    """Markdown: what models of timm's registry cost, without their heads, for one image.
+
+    Args:
+        names: such as 'vit_small_patch16_224_imhsa'.
+        sizes: height and width, pixels.
+
+    Raises:
+        LaunchError: timm has no such model.
+    """
+    rows = []
+    for name in names:
+        costs = []
+        for size in sizes:
+            model, image = build_timm(name, size, 'meta'), torch.empty(1, 3, *size, device='meta')
+            costs.append(count_cost(model, lambda model=model, image=image: model(image)))
+        rows.append([name, _millions(costs[0].parameters), *(_billions(c.macs) for c in costs)])
+    titles = (f'MACs at {height} x {width}' for height, width in sizes)
+    return markdown_table(['model', 'parameters', *titles], rows)
 
 
 def _millions(count: int) -> str:

@@ -32,17 +32,20 @@ class View:
         image: (H, W, 3), RGB.
         inputs: what the backbone takes, (1, 3, H', W').
         scale: pixels of the input per pixel of the image, along x and y.
+        patch: pixels of the input per token along y and x, of a vision transformer, whose tokens
+            divide it evenly; None for iViT.
     """
 
     image: np.ndarray
     inputs: Tensor
     scale: tuple[float, float]
+    patch: tuple[int, int] | None = None
 
     def edges(self, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
         """Borders between tokens in the image: every pixel belongs to the nearest centre.
 
         Args:
-            rows: tokens along y, of a layer at any of iViT's strides.
+            rows: tokens along y, of a layer at any of iViT's strides or of patches.
             columns: tokens along x.
 
         Returns:
@@ -50,6 +53,11 @@ class View:
             those beyond its size enclose tokens of the padding.
         """
         height, width = self.inputs.shape[2:]
+        if self.patch:
+            return tuple(
+                size * np.arange(n + 1) / scale
+                for n, size, scale in zip((columns, rows), reversed(self.patch), self.scale)
+            )
         stride = 2 ** math.ceil(math.log2((height - SLACK) / rows))
         return tuple(
             np.array([0, *(FIRST_CENTRE + stride * (np.arange(1, n) - 0.5)), size]) / scale

@@ -36,6 +36,8 @@ from mmivit.models.memory import by_images, in_pieces, is_eager, is_lean, recomp
 
 INTERACTIONS = ('pre', 'post', 'both')
 FEW = 16  # tokens to a landmark, up to which averaging what they were projected to is cheaper
+# Of landmarks that take the place of whole maps: every token reads what its own block's gathers.
+LOCAL_START = dict(content=0.0, locality=2.0)
 
 
 def pool_landmarks(x: Tensor, landmarks: int) -> Tensor:
@@ -239,9 +241,29 @@ class MHSA(nn.Module):
         # (B, h, N, d) -> (B, N, h, d) -> (B, H, W, C)
         return self.proj(y.transpose(1, 2).reshape(x.shape))
 
+    def _holds_projection(self, state_dict: dict, prefix: str) -> bool:
+        """Whether a state dict is of the attention, and not of an adapter within it alone.
+
+        Adapters put a layer around the projection, and another name before the weight's.
+        """
+        dim = self.proj.in_features
+        return any(
+            key.startswith(f'{prefix}qkv.') and getattr(tensor, 'shape', ()) == (3 * dim, dim)
+            for key, tensor in state_dict.items()
+        )
+
     def attn(self, q: Tensor, k: Tensor) -> Tensor:
         """A = softmax(Q K^T / sqrt d), (B, h, M, N), of M queries and N keys; for looking at."""
         return softmax_((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1), -1)
+
+    def sibling(self, kind: str) -> MHSA:
+        """A new attention of another kind with layers of the same sizes; for looking at."""
+        landmarks = getattr(self, 'landmarks', 7)
+        return build_attention(kind, self.proj.in_features, self.num_heads, landmarks)
+
+    def patches(self, x: Tensor) -> Tensor:
+        """Those of the tokens that lie on a grid, (B, H, W, C): here all."""
+        return x
 
 
 class DecomposedMHSA(MHSA):
@@ -302,8 +324,9 @@ class DecomposedMHSA(MHSA):
         return y[..., :width].to(summary.dtype)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
-        for name, value in self.IMPLIED.items():
-            state_dict.setdefault(f'{prefix}{name}', torch.full((self.num_heads,), value))
+        if self._holds_projection(state_dict, prefix):
+            for name, value in self.IMPLIED.items():
+                state_dict.setdefault(f'{prefix}{name}', torch.full((self.num_heads,), value))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def project(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -313,13 +336,17 @@ class DecomposedMHSA(MHSA):
         input and to project L tokens more than to average the projections.
         """
         qkv = self.qkv(x)  # (B, H, W, 3 C)
+        return *self.split_heads(qkv), *self.project_landmarks(x, qkv)
+
+    def project_landmarks(self, x: Tensor, qkv: Tensor) -> tuple[Tensor, Tensor]:
+        """q, k (B, h, L, d), of tokens (B, H, W, C) and of what they were projected to."""
         if is_eager(x) and x.shape[1] * x.shape[2] <= FEW * self._landmarks**2:
             pooled = pool_landmarks(qkv, self._landmarks)  # (B, g_h, g_w, 3 C)
         else:
             pooled = self.qkv(pool_landmarks(x, self._landmarks))
         q_landmarks, k_landmarks, _ = self.split_heads(pooled)
         # As views they would keep the unused third of their memory alive.
-        return *self.split_heads(qkv), q_landmarks.contiguous(), k_landmarks.contiguous()
+        return q_landmarks.contiguous(), k_landmarks.contiguous()
 
     def attn_k(self, q_landmarks: Tensor, k: Tensor) -> Tensor:
         """A_K = softmax(q K^T / sqrt d), (B, h, L, N): what every landmark gathers."""

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from mmivit.errors import CheckpointError
-from mmivit.models.attention import ATTENTIONS
+from mmivit.models.attention import ATTENTIONS, LOCAL_START
 from mmivit.models.ivit import (
     ARCHITECTURES,
     ATTENTION_STAGES,
@@ -40,8 +40,6 @@ from mmivit.weights.kinds import find_kind
 from mmivit.weights.sources import checksum, fetch
 
 LINEAR = ('decomposed', 'imhsa')
-# Of landmarks that take the place of whole maps: every token reads what its own block's gathers.
-LOCAL_START = dict(content=0.0, locality=2.0)
 TARGETS = ('backbone', 'timm')
 MOST_BLOCKS = 512  # ten times the deepest; building the model to compare with takes time for each
 MIXED = re.compile(r'\.(interaction\w*|content)$')  # what has an entry or a row for each head

@@ -1,10 +1,12 @@
 """Pictures of every kind of model, and bad input named."""
 
 import re
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
+import timm
 import torch
 from mmengine.config import Config
 
@@ -226,3 +228,23 @@ def test_weights_of_another_model_are_refused(folder, tmp_path):
             folder / 'photo.png', str(folder / 'mmseg.pth'), tmp_path / 'out', str(DETECTOR)
         )
     assert not (tmp_path / 'out').exists()
+
+
+def test_a_vision_transformer(folder, tmp_path):
+    name = 'vit_tiny_patch16_224_imhsa'
+    torch.save(timm.create_model(name, num_classes=3).state_dict(), tmp_path / 'vit.pth')
+    written, summary = show_attention(
+        folder / 'photo.png', str(tmp_path / 'vit.pth'), tmp_path, timm=name, points=[(150, 60)]
+    )
+    kinds = ['heads', 'landmarks', 'queries', 'attentions']
+    assert [path.name.split('.')[-2] for path in written] == kinds
+    assert all(path.name.startswith('photo.blocks.11.attn') for path in written)
+    # 131 x 203 pixels, 224 x 347 as it sees them, in patches of 16 the last of which is padded.
+    assert summary.startswith('blocks.11.attn: imhsa, 14 x 22 tokens, 1 in front, 3 heads\n')
+    _, view = _load_timm(name, str(tmp_path / 'vit.pth'), folder / 'photo.png')
+    view = replace(view, patch=(16, 16))
+    assert view.token((202, 130), (14, 22)) == (13, 21)
+    assert view.token((27, 28), (14, 22)) == (
+        int(28.5 * 224 / 131 / 16),
+        int(27.5 * 347 / 203 / 16),
+    )

@@ -24,6 +24,12 @@ def test_every_attention_is_timed_and_written(tmp_path):
     assert (tmp_path / 'figures.png').read_bytes().startswith(b'\x89PNG')
 
 
+def test_attentions_of_vision_transformers_are_timed():
+    rows = benchmark.benchmark_attention(16, 2, grids=((4, 4), (3, 8)), batches=(1,), prefix=5)
+    assert {r['tokens'] for r in rows} == {16, 24}
+    assert {r['attention'] for r in rows} == {*benchmark.ATTENTIONS, 'floor'}
+
+
 def test_quadratic_attentions_stop_at_their_limit(monkeypatch):
     monkeypatch.setattr(benchmark, 'QUADRATIC_LIMIT', {'mhsa': 16, 'interactive': 4})
     rows = benchmark.benchmark_attention(16, 2, grids=((4, 4), (8, 8)), batches=(1,))

@@ -107,3 +107,12 @@ def test_a_line_per_goal_of_backbones():
         'missed  UperNet 512 x 512: 1.50x that with Swin-T (goal 1x)',
     ):
         assert line in lines
+
+
+def test_models_of_timm_are_timed():
+    names = ['vit_tiny_patch16_224_imhsa', 'ivit_nano']
+    rows = benchmark.benchmark_timm(names, (32, 64))
+    assert [(r['model'], r['mode']) for r in rows] == [
+        (name, mode) for mode in ('inference', 'training') for name in names
+    ]
+    assert all(row['peak_bytes'] > 0 for row in rows)

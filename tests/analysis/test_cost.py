@@ -1,13 +1,17 @@
 """Counted costs against formulas written from the equations."""
 
 import pytest
+import torch
 from mmengine.config import Config
 
 from mmivit.analysis.cost import (
     architecture_costs,
     architectures_table,
+    build_timm,
     config_cost,
     configs_table,
+    count_cost,
+    timm_table,
 )
 from mmivit.errors import LaunchError
 from mmivit.models.ivit import ARCHITECTURES
@@ -89,3 +93,22 @@ def test_tables_have_a_row_for_each_model_and_size():
     ]
     with pytest.raises(LaunchError, match=r'no file none\.py'):
         configs_table(['none.py'])
+
+
+def test_a_vision_transformer_costs_what_its_formula_says():
+    """Of mmivit/models/vit.py, section by section; 6,240 patches and a class token."""
+    dim, heads, d, front, marks = 192, 3, 64, 1, 49
+    size, patches = (960, 1664), 60 * 104
+    rows, tokens = front + marks, front + patches
+    block = 12 * tokens * dim * dim + marks * dim * 3 * dim  # layers, projected landmarks
+    block += 2 * heads * rows * patches * d + 2 * heads * marks * patches * d  # A_K, A_Q
+    block += 3 * patches * marks  # how close they lie
+    block += heads * (marks * patches + front * front)  # A_Q m
+    block += 2 * heads * front * tokens * d + heads * front * front * d  # w, itself
+    mixed = rows * patches + (front + marks) * patches + 2 * front * front
+    block += heads * heads * mixed
+    model, image = build_timm('vit_tiny_patch16_224_imhsa', size, 'meta'), torch.empty(1, 3, *size)
+    cost = count_cost(model, lambda: model(image.to('meta')))
+    assert cost.macs == patches * dim * 3 * 256 + 12 * block
+    with pytest.raises(LaunchError, match="no model 'vit_none'"):
+        timm_table(['vit_none'], [size])

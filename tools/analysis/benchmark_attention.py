@@ -22,13 +22,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description='Time the four attentions.')
     parser.add_argument('--dim', type=int, default=320, help='channels')
     parser.add_argument('--heads', type=int, default=10)
+    parser.add_argument(
+        '--prefix',
+        type=int,
+        help="tokens in front of the grid, as a class token is; times those of timm's "
+        "vision transformers, and not iViT's",
+    )
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--dtype', choices=('float32', 'bfloat16'), default='float32')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmark_attention'))
     args = parser.parse_args()
     setting = machine(args.device)
     rows = benchmark_attention(
-        args.dim, args.heads, device=args.device, dtype=getattr(torch, args.dtype)
+        args.dim,
+        args.heads,
+        device=args.device,
+        dtype=getattr(torch, args.dtype),
+        prefix=args.prefix,
     )
     write_rows(rows, setting, args.out)
     plot_attention(rows, args.out.with_suffix('.png'))
