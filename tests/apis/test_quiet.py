@@ -20,14 +20,14 @@ def warn(text, category, filename):
     warnings.warn_explicit(text, category, filename, 1)
 
 
-@pytest.fixture
-def logger(tmp_path, monkeypatch, capfd):
-    """A run's logger, which writes to a file and to the screen."""
+def start_logging(tmp_path, monkeypatch):
+    """A run's logger, which writes to a file and to the screen as it is now."""
     monkeypatch.setattr(MMLogger, '_instance_dict', type(MMLogger._instance_dict)())
     return MMLogger.get_instance('run', log_file=str(tmp_path / 'run.log'))
 
 
-def test_noise_is_counted_and_all_else_is_shown(logger, tmp_path, capfd, monkeypatch):
+def test_noise_is_counted_and_all_else_is_shown(tmp_path, capfd, monkeypatch):
+    logger = start_logging(tmp_path, monkeypatch)
     # In the place of pytest's own, which collects warnings.
     monkeypatch.setattr(warnings, 'showwarning', lambda text, *_: print(text, file=sys.stderr))
     with quietly(Namespace(verbose=False)):
@@ -72,7 +72,8 @@ def test_without_a_file_nothing_but_noise_is_left_out(capfd, monkeypatch):
     assert not err
 
 
-def test_verbose_shows_all_and_errors_come_last(logger, capfd):
+def test_verbose_shows_all_and_errors_come_last(tmp_path, capfd, monkeypatch):
+    logger = start_logging(tmp_path, monkeypatch)
     args = Namespace(verbose=True, config='x.py')
     with quietly(args):
         logger.warning(PREFIX)
