@@ -32,7 +32,7 @@ def main() -> None:
         metrics = evaluate(**vars(args))
     if is_main_process():
         for name, value in metrics.items():
-            print(f'{name:<24}{_shown(value)}')
+            print(f'{name:<24} {_shown(value)}')
 
 
 def _shown(value: object) -> str:
