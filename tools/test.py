@@ -12,7 +12,9 @@ from mmivit.apis.test import evaluate
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description='Evaluate a detector, a segmentor or a distilled iViT.')
+    parser = argparse.ArgumentParser(
+        description='Evaluate a detector, a segmentor or a distilled iViT.'
+    )
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--work-dir', help='folder of logs and metrics')
