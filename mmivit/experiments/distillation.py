@@ -86,11 +86,11 @@ class Budget:
         ways: of WAYS.
     """
 
-    pretrain: int = 600
-    distil: int = 120
-    size: int = 96
-    landmarks: int = 3
-    downstream: int = 200
+    pretrain: int = 400
+    distil: int = 100
+    size: int = 128
+    landmarks: int = 4
+    downstream: int = 150
     downstream_size: int = 96
     batch: int = 4
     images: int = 800
@@ -100,7 +100,7 @@ class Budget:
 
 DRAWN = Budget()
 PHOTOGRAPHS = Budget(
-    pretrain=400, downstream=0, ways=(BASE, 'on other images', 'at twice the side')
+    size=96, landmarks=3, downstream=0, ways=(BASE, 'on other images', 'at twice the side')
 )
 
 
