@@ -4,11 +4,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.registry import DATASETS
 
 from mmivit.apis.check_data import check_datasets
 from mmivit.datasets.image_folder import check_readable
 from mmivit.errors import LaunchError
+from tests.conftest import CONFIGS
 
 PIPELINE = [
     dict(type='LoadImageFromFile'),
@@ -93,3 +95,12 @@ def test_check_data_reads_every_image(folder):
     assert report.images == 3
     assert sum(report.problems.values()) == 1
     assert f'{folder}/a/2.png' in str(report)
+
+
+@pytest.mark.parametrize('pipeline', ['train_pipeline', 'test_pipeline'])
+def test_the_shipped_pipelines_give_images_of_one_size(pipeline, folder):
+    steps = Config.fromfile(CONFIGS / 'distill_ivit.py')[pipeline]
+    dataset = DATASETS.build(dict(type='mmivit.ImageFolder', data_root=str(folder), pipeline=steps))
+    sample = dataset[1]['inputs']
+    assert sample.shape == (3, 224, 224)
+    assert sample.dtype == torch.uint8

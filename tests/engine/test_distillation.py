@@ -1,14 +1,18 @@
 """Distillation: the loss by its definition, what learns, where a student begins, bad teachers."""
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
+from mmengine.config import Config
 from mmengine.registry import METRICS, MODELS
 from mmengine.structures import BaseDataElement
 
 from mmivit.errors import CheckpointError, LaunchError
 from mmivit.models.classifier import IViTClassifier
+from mmivit.models.ivit import name_arch, read_sizes
 from mmivit.weights.agreement import agreement
+from tests.conftest import CONFIGS
 from tests.weights.states import randomise, small_caformer
 
 ARCH = dict(depths=(1, 1, 2, 2), widths=(8, 16, 32, 64))
@@ -200,3 +204,17 @@ def test_the_metric_is_the_mean_over_images():
             'student/teacher_accuracy': 0,
         }
     )
+
+
+@pytest.mark.parametrize('path', sorted(CONFIGS.glob('distill_ivit*.py')), ids=lambda p: p.stem)
+def test_shipped_configs_name_a_teacher_of_the_students_size(path):
+    model = Config.fromfile(path).model
+    assert set(model) == {'type', 'teacher', 'student', 'data_preprocessor'}
+    if not model.teacher.startswith('timm://'):
+        return
+    name = model.teacher.removeprefix('timm://')
+    assert name in timm.list_pretrained('caformer*')
+    with torch.device('meta'):
+        caformer = timm.create_model(name)
+    shapes = {name: tuple(tensor.shape) for name, tensor in caformer.state_dict().items()}
+    assert name_arch(read_sizes(shapes)) == model.student.arch
