@@ -192,8 +192,9 @@ def read_teacher(source: str, student: IViTClassifier) -> IViTClassifier:
         except CheckpointError as error:
             if not source.startswith(TIMM):
                 raise
+            reason = str(error).partition(' Where there is a network')[0]
             raise CheckpointError(
-                f"{error}. For a teacher, which keeps its head: the hub's own file, "
+                f"{reason} A teacher keeps its head, so take the hub's own file: "
                 '--cfg-options model.teacher=model.safetensors'
             ) from error
         converted, report = convert(
