@@ -10,7 +10,9 @@ from importlib import import_module
 from typing import Any
 
 from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.registry import VISUALIZERS as MMENGINE_VISUALIZERS
@@ -19,7 +21,7 @@ from mmengine.registry import Registry
 
 
 class LazyRegistry(Registry):
-    """A registry that imports what derives from mmdet's and mmseg's classes when it is asked for.
+    """A registry that imports what needs mmdet, mmseg or timm when it is asked for.
 
     Locations are all imported at the first question: one package would be for the other's sake.
 
@@ -44,7 +46,11 @@ MODELS = LazyRegistry(
     parent=MMENGINE_MODELS,
     scope='mmivit',
     locations=['mmivit.models.ivit'],
-    modules=dict(BoxTTAModel='mmivit.engine.box_tta'),
+    modules=dict(
+        BoxTTAModel='mmivit.engine.box_tta',
+        DistilledIViT='mmivit.engine.distillation',
+        IViTClassifier='mmivit.models.classifier',
+    ),
 )
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor',
@@ -63,6 +69,18 @@ DATA_SAMPLERS = Registry(
     parent=MMENGINE_DATA_SAMPLERS,
     scope='mmivit',
     locations=['mmivit.engine'],
+)
+DATASETS = Registry(
+    'dataset',
+    parent=MMENGINE_DATASETS,
+    scope='mmivit',
+    locations=['mmivit.datasets.image_folder'],
+)
+METRICS = Registry(
+    'metric',
+    parent=MMENGINE_METRICS,
+    scope='mmivit',
+    locations=['mmivit.engine.distillation'],
 )
 VISUALIZERS = LazyRegistry(
     'visualizer',

@@ -19,7 +19,9 @@ from mmivit.apis.test import evaluate
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description='Evaluate a detector or segmentor.')
+    parser = argparse.ArgumentParser(
+        description='Evaluate a detector, a segmentor or a distilled iViT.'
+    )
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--work-dir', help='folder of logs and metrics')
@@ -40,7 +42,7 @@ def main() -> None:
         metrics = evaluate(**vars(args))
     if is_main_process():
         for name, value in metrics.items():
-            print(f'{name:<24}{_shown(value)}')
+            print(f'{name:<24} {_shown(value)}')
 
 
 def _shown(value: object) -> str:

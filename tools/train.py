@@ -1,4 +1,4 @@
-"""Train a detector or segmentor: the flags of mmdet's and mmseg's own tools/train.py.
+"""Train a detector, a segmentor or a distilled iViT: the flags of mmdet's and mmseg's train.py.
 
 python tools/train.py configs/mask_rcnn_ivit.py
 
@@ -20,7 +20,7 @@ from mmivit.apis.train import train
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description='Train a detector or segmentor.',
+        description='Train a detector, a segmentor or a distilled iViT.',
         epilog='python tools/check_data.py CONFIG looks for faults in the data first.',
     )
     parser.add_argument('config', help='config file')

@@ -62,7 +62,8 @@ def _row_problems(root: Path, row: dict) -> list[str]:
     if not config or not (root / config).is_file():
         return [*problems, f'no such config: {config}']
     cfg, stated = Config.fromfile(root / config), row.get('Metadata', {})
-    expected = {'Backbone': f'iViT-{cfg.model.backbone.arch.capitalize()}'}
+    backbone = cfg.model.get('backbone') or cfg.model.student
+    expected = {'Backbone': f'iViT-{backbone.arch.capitalize()}'}
     expected.update({key: cfg.train_cfg.get(name) for key, name in SCHEDULE.items()})
     for key, value in expected.items():
         if stated.get(key) != value:

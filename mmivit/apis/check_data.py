@@ -14,6 +14,7 @@ from mmivit.datasets.checks import Source, check_source, find_check, open_source
 from mmivit.datasets.coco import check_coco
 from mmivit.datasets.coco_file import CocoFile
 from mmivit.datasets.evaluators import evaluator_findings, reads_coco_file, wants_masks
+from mmivit.datasets.loaders import build
 from mmivit.datasets.preflight import (
     check_class_names,
     check_evaluated,
@@ -22,7 +23,7 @@ from mmivit.datasets.preflight import (
 )
 from mmivit.datasets.report import DataReport, Finding
 from mmivit.errors import LaunchError
-from mmivit.registry import class_of
+from mmivit.registry import class_of, derives_from
 
 SPLITS = ('train', 'val', 'test')
 
@@ -73,7 +74,7 @@ def check_datasets(
 
 
 def check_before_run(cfg: Config, splits: Sequence[str]) -> list[str]:
-    """Check the COCO files of a run for what would end it hours in, or spoil its score.
+    """Check a run's COCO files and folders of images for what would end it, or spoil its score.
 
     Args:
         cfg: the config; files that are not there are left out.
@@ -89,11 +90,22 @@ def check_before_run(cfg: Config, splits: Sequence[str]) -> list[str]:
     trained: list[CocoFile] = []
     for split in splits:
         try:
+            _check_folders(cfg, split)
             files = _check_split(cfg, split, trained, doubts)
         except (LaunchError, ValueError) as error:
             raise LaunchError(f'{split} data: {error}') from error
         trained += files if split == 'train' else []
     return doubts
+
+
+def _check_folders(cfg: Config, split: str) -> None:
+    scope = cfg.get('default_scope')
+    for node in innermost_datasets(cfg.get(f'{split}_dataloader')):
+        kind = class_of(DATASETS, node, scope)
+        if derives_from(kind, 'mmivit.datasets.image_folder', 'ImageFolder'):
+            from mmivit.datasets.image_folder import check_readable
+
+            check_readable(build(DATASETS, node, scope))
 
 
 def _check_split(

@@ -11,11 +11,9 @@ import numpy as np
 from PIL import Image
 
 from mmivit.datasets.loaders import ImagePipeline, decodes_as_stock
-from mmivit.datasets.vetting import MOST_PIXELS, check_image
+from mmivit.datasets.vetting import IMAGE_SUFFIXES, MOST_PIXELS, check_image
 from mmivit.utils.files import RefusedFile, check_regular, is_apple_double
 from mmivit.utils.text import printable
-
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
 
 
 def find_images(

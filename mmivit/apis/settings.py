@@ -13,9 +13,8 @@ from typing import Any
 from mmengine.config import Config
 
 from mmivit.apis.config import tested_dataset
-from mmivit.models.ivit import IViT
 from mmivit.utils.text import printable
-from mmivit.weights.stored_config import UNKNOWN, stored_config, with_defaults
+from mmivit.weights.stored_config import CLASSES, UNKNOWN, stored_config, with_defaults
 
 # What training alone asks for, or what is chosen for each test.
 IGNORED = re.compile(
@@ -90,7 +89,8 @@ def _plain(value: Any) -> Any:
 def _compare(path: str, there: Any, here: Any) -> Iterator[tuple[str, Any, Any]]:
     """Paths below one, and their two values, where they differ."""
     if isinstance(there, dict) and isinstance(here, dict):
-        if _class(here.get('type')) == _class(there.get('type')) == IViT.__name__:
+        kind = _class(here.get('type'))
+        if kind in CLASSES and kind == _class(there.get('type')):
             there, here = with_defaults(there), with_defaults(here)
         if path == 'test pipeline' and there and here:  # each step is done to the image
             steps = dict.fromkeys([*there, *here], ABSENT)

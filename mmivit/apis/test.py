@@ -9,6 +9,7 @@ from mmivit.apis.check_data import check_before_run
 from mmivit.apis.config import (
     check_channels,
     check_paths,
+    check_scope,
     innermost_evaluators,
     read_config,
     tested_dataset,
@@ -61,6 +62,8 @@ def evaluate(
         CheckpointError: the checkpoint is unsafe, unreadable, or of something else.
     """
     cfg = read_config(config, work_dir, cfg_options, launcher)
+    if out or show or show_dir or tta:
+        check_scope(cfg)
     if out and cfg.default_scope == 'mmdet' and not out.endswith(('.pkl', '.pickle')):
         raise LaunchError(f'--out {out}: detections are written to a .pkl file')
     check_channels(cfg)

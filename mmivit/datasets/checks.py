@@ -33,10 +33,20 @@ class Kind(NamedTuple):
     parsers: tuple[str, ...] = ()  # methods; who overrides one of them reads another format
 
 
+def check_image_folder(
+    report: DataReport, dataset: BaseDataset, loaders: Loaders, splits: list[str]
+) -> set[str]:
+    """That of ``mmivit.ImageFolder``, whose module needs torchvision."""
+    from mmivit.datasets.image_folder import check_images
+
+    return check_images(report, dataset, loaders)
+
+
 KINDS = (
     Kind('mmdet.datasets', 'CocoDataset', check_coco, ('load_data_list', 'parse_data_info')),
     Kind('mmdet.datasets', 'BaseSegDataset', check_label_maps),
     Kind('mmseg.datasets', 'BaseSegDataset', check_label_maps),
+    Kind('mmivit.datasets.image_folder', 'ImageFolder', check_image_folder),
 )
 
 

@@ -10,6 +10,8 @@ MOST_PIXELS = 89_478_485  # where Pillow warns of a decompression bomb; 256 MiB 
 # Those that OpenCV reads too; for others Pillow may even start a program.
 IMAGE_FORMATS = ('JPEG', 'PNG', 'BMP', 'TIFF', 'WEBP', 'PPM', 'GIF', 'JPEG2000', 'SUN')
 
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
+
 
 def check_image(path: str | Path) -> tuple[int, int]:
     """Width and height of an image that may be decoded, by its header and a PNG's parts.

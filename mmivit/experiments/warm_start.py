@@ -311,7 +311,7 @@ def _pretrain(run: Run, data: Data, weights: Path, tried: Sequence[str]) -> dict
     scores = {}
     for side, held_out in data.classification.items():
         scores[f'MHSA at {side}'] = held_out_accuracy(model, held_out)
-        scores[f'without attention at {side}'] = held_out_accuracy(_silenced(model), held_out)
+        scores[f'without attention at {side}'] = held_out_accuracy(silenced(model), held_out)
         for landmarks in (7, 14):
             start = Start(landmarks=landmarks)
             converted = _start_model(start, model.state_dict(), count_classes(root))
@@ -348,7 +348,7 @@ def _start_model(start: Start, state: dict | None, classes: int, seed: int = 0) 
     return model
 
 
-def _silenced(model: nn.Module) -> nn.Module:
+def silenced(model: nn.Module) -> nn.Module:
     """A copy whose attentions answer nothing but zeros."""
     model = copy.deepcopy(model)
     for module in model.modules():

@@ -20,12 +20,14 @@ from torch import Tensor, nn
 
 from mmivit.models.attention import ATTENTIONS, undecayed
 from mmivit.models.ivit import ARCHITECTURES, build_trunk, read_arch, stage_strides
+from mmivit.registry import MODELS
 
 # Landmarks depend on sizes, which torch.fx cannot follow: attentions are leaves of its graphs.
 for _attention in ATTENTIONS.values():
     register_notrace_module(_attention)
 
 
+@MODELS.register_module()
 class IViTClassifier(nn.Module):
     """iViT's trunk with timm's head (pool, norm, linear), and the methods timm's models have.
 
@@ -95,7 +97,7 @@ class IViTClassifier(nn.Module):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, C, H, W) -> logits, or with ``pre_logits`` pooled and normed features (B, C)."""
-        return self.head(x, pre_logits=pre_logits)
+        return self.head(x, pre_logits=True) if pre_logits else self.head(x)
 
     def forward_intermediates(
         self,

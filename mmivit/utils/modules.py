@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -18,3 +19,28 @@ def in_evaluation(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+class Call(NamedTuple):
+    """What a module was last called with, its first argument alone, and what it returned."""
+
+    input: Tensor
+    output: Tensor
+
+
+@contextmanager
+def recorded(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Call]]:
+    """The calls of some of a model's modules while the context lasts, by the modules' names.
+
+    Raises:
+        AttributeError: the model has no module of such a name.
+    """
+    calls: dict[str, Call] = {}
+    with ExitStack() as stack:
+        for name in names:
+
+            def keep(_: nn.Module, inputs: tuple, output: Tensor, name: str = name) -> None:
+                calls[name] = Call(inputs[0], output)
+
+            stack.enter_context(model.get_submodule(name).register_forward_hook(keep))
+        yield calls

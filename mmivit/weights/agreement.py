@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mmivit.models.attention import MHSA
 from mmivit.models.layers import Block
-from mmivit.utils.modules import in_evaluation
+from mmivit.utils.modules import in_evaluation, recorded
 from mmivit.utils.text import listed
 
 SYNTHETIC = (2, 224)  # images for the log, and their side: a second or so on a CPU, at most
@@ -121,24 +121,19 @@ def _features(
     model: nn.Module, images: Tensor, blocks: Iterable[str], whole_maps: bool = False
 ) -> dict[str, Tensor]:
     """What blocks return, by their names, as (B, N, C)."""
-    found = {}
     modules = dict(model.named_modules())
     missing = [name for name in blocks if name not in modules]
     if missing:
         raise ValueError(f'the reference, a {type(model).__name__}, has no {listed(missing)}')
     with ExitStack() as stack:
         stack.enter_context(in_evaluation(model))
-        for name in blocks:
-
-            def keep(_: nn.Module, __: tuple, output: Tensor, name: str = name) -> None:
-                found[name] = output.flatten(1, -2)  # (B, H, W, C) or (B, N, C) -> (B, N, C)
-
-            stack.enter_context(modules[name].register_forward_hook(keep))
+        calls = stack.enter_context(recorded(model, blocks))
         for module in modules.values():
             if whole_maps and isinstance(module, MHSA):
                 stack.enter_context(module.register_forward_hook(_with_whole_maps))
         model(images)
-    return found
+    # (B, H, W, C) or (B, N, C) -> (B, N, C)
+    return {name: call.output.flatten(1, -2) for name, call in calls.items()}
 
 
 def _with_whole_maps(module: MHSA, inputs: tuple[Tensor], _: Tensor) -> Tensor:

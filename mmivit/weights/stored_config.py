@@ -18,6 +18,7 @@ from mmivit.models.ivit import IViT
 LONGEST = 2**20  # characters; those of configs are some ten thousand
 DEEPEST = 64  # lists within dicts and so on; those of configs are some ten
 UNKNOWN = ...  # stands for a value that is not plain
+CLASSES = (IViT.__name__, 'IViTClassifier')  # which needs timm
 # Settings of an iViT that change what it computes and have no weights.
 WITHOUT_WEIGHTS = ('attention', 'head_dim', 'interaction', 'landmarks', 'output_stride')
 CONSTANTS = {'None': None, 'True': True, 'False': False}
@@ -58,7 +59,7 @@ def stored_backbone(checkpoint: dict) -> dict[str, Any]:
     while waiting:
         node = waiting.pop(0)
         if isinstance(node, dict):
-            if str(node.get('type')).rpartition('.')[2] == IViT.__name__:
+            if str(node.get('type')).rpartition('.')[2] in CLASSES:
                 return with_defaults(node)
             waiting += node.values()
     return {}

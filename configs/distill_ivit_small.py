@@ -1,0 +1,8 @@
+"""iViT-Small learns from CAFormer-S36; the rest as in distill_ivit.py. Error: not run."""
+
+_base_ = 'distill_ivit.py'
+
+model = dict(
+    teacher='timm://caformer_s36.sail_in22k_ft_in1k',
+    student=dict(arch='small'),
+)
