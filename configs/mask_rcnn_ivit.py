@@ -7,8 +7,8 @@ Box and mask AP: not run.
 """
 
 _base_ = [
-    '_base_/mask_rcnn_fpn.py',
-    '_base_/coco_instance.py',
+    '_base_/faster_rcnn_fpn.py',
+    '_base_/coco_detection.py',
     '_base_/runtime_detection.py',
 ]
 
