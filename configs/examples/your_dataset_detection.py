@@ -20,7 +20,7 @@ classes = ('cat', 'dog')  # one class: ('cat',), with the comma
 train = dict(ann_file='annotations/train.json', data_prefix=dict(img='train/'))
 val = dict(ann_file='annotations/val.json', data_prefix=dict(img='val/'))
 image_size = (1333, 800)  # images are scaled to fit into it: long side, short side
-flips = 'horizontal'  # ['horizontal', 'vertical'] where nothing is up: photographs from above
+flips = 'horizontal'  # ['horizontal', 'vertical'] of photographs from above
 batch_size = 2  # images per step and GPU
 epochs = 36
 arch = 'tiny'  # 'nano' for a CPU or a laptop
