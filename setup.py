@@ -59,6 +59,7 @@ setup(
         'det': ['mmengine>=0.10', 'mmcv>=2.0,<2.2', 'mmdet>=3.3'],
         'seg': ['mmengine>=0.10', 'mmcv>=2.0,<2.2', 'mmsegmentation>=1.2', 'ftfy', 'regex'],
         'timm': ['timm>=1.0'],
+        'project': ['supervision>=0.31'],  # tools/new_project.py
         'export': ['onnx', 'onnxscript', 'onnxruntime'],
     },
 )

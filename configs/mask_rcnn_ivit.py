@@ -3,45 +3,52 @@
     tools/dist_train.sh configs/mask_rcnn_ivit.py 8        8 GPUs x 2 images
     tools/train.py configs/mask_rcnn_ivit.py --auto-scale-lr        any other number
 
-Box and mask AP: not run.
+Faster R-CNN of faster_rcnn_ivit.py with masks. Box and mask AP: not run.
 """
 
-_base_ = [
-    '_base_/mask_rcnn_fpn.py',
-    '_base_/coco_instance.py',
-    '_base_/runtime_detection.py',
-]
+_base_ = 'faster_rcnn_ivit.py'
 
 model = dict(
-    backbone=dict(
-        type='mmivit.IViT',
-        arch='tiny',
-        drop_path_rate=0.1,
-        # Without a network: tools/convert_weights.py elsewhere, or init_cfg=None (README, Weights).
-        init_cfg=dict(
-            type='mmivit.PretrainedIViT',
-            checkpoint='timm://caformer_s18.sail_in22k_ft_in1k',
+    type='MaskRCNN',
+    data_preprocessor=dict(pad_mask=True),
+    roi_head=dict(
+        mask_roi_extractor=dict(
+            type='SingleRoIExtractor',
+            roi_layer=dict(type='RoIAlign', output_size=14, sampling_ratio=0),
+            out_channels=256,
+            featmap_strides=[4, 8, 16, 32],
+        ),
+        mask_head=dict(
+            type='FCNMaskHead',
+            num_convs=4,
+            in_channels=256,
+            conv_out_channels=256,
+            num_classes=80,
+            loss_mask=dict(type='CrossEntropyLoss', use_mask=True, loss_weight=1.0),
         ),
     ),
-    neck=dict(in_channels=[64, 128, 320, 512]),
+    train_cfg=dict(rcnn=dict(mask_size=28)),
+    test_cfg=dict(rcnn=dict(mask_thr_binary=0.5)),
 )
 
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
-    # No decay on norms, biases, scales (all one-dimensional) and on the interaction, which
-    # starts at the identity and would be pulled to zero.
-    paramwise_cfg=dict(
-        flat_decay_mult=0.0,
-        custom_keys=dict(interaction=dict(decay_mult=0.0)),
-    ),
-)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=1000),
-    dict(type='MultiStepLR', by_epoch=True, begin=0, end=12, milestones=[8, 11], gamma=0.1),
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='Resize', scale=(1333, 800), keep_ratio=True),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackDetInputs'),
 ]
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=12, val_interval=1)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-
-auto_scale_lr = dict(enable=False, base_batch_size=16)  # 8 GPUs x 2 images
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(1333, 800), keep_ratio=True),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(
+        type='PackDetInputs',
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+    ),
+]
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
+val_evaluator = dict(metric=['bbox', 'segm'])
+test_evaluator = val_evaluator

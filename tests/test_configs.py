@@ -1,6 +1,7 @@
 """Every shipped config builds, takes a training step and predicts."""
 
 import copy
+import re
 
 import numpy as np
 import pytest
@@ -13,11 +14,13 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
 
+from mmivit.apis.config import check_channels
 from mmivit.models import IViT
 from tests.conftest import CONFIGS
 
+EXAMPLES = ('boxes', 'atss', 'detection')
 DETECTION = [*sorted(p.name for p in CONFIGS.glob('mask_rcnn*.py'))]
-DETECTION.append('examples/your_dataset_detection.py')
+DETECTION += [f'examples/your_dataset_{name}.py' for name in EXAMPLES]
 SEGMENTATION = [*sorted(p.name for p in CONFIGS.glob('upernet*.py'))]
 SEGMENTATION.append('examples/your_dataset_segmentation.py')
 
@@ -73,15 +76,20 @@ def test_detection_config(name):
     assert isinstance(model.backbone, IViT)
     wrapper = build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper))
     check_decay(model, wrapper.optimizer)
-    batch = detection_batch(model.roi_head.bbox_head.num_classes)
+    head = model.roi_head.bbox_head if hasattr(model, 'roi_head') else model.bbox_head
+    batch = detection_batch(head.num_classes)
     model.train()
     losses = model.train_step(batch, wrapper)
     assert losses['loss'].isfinite()
-    assert {'loss_rpn_cls', 'loss_cls', 'loss_bbox', 'loss_mask'} <= set(losses)
+    two_stages = {'loss_rpn_cls'} if hasattr(model, 'roi_head') else {'loss_centerness'}
+    masks = {'loss_mask'} if model.with_mask else set()
+    assert {'loss_cls', 'loss_bbox', *two_stages, *masks} <= set(losses)
     model.eval()
     with torch.no_grad():
         (sample,) = model.test_step(batch)
-    assert sample.pred_instances.masks.shape[1:] == (96, 128)
+    assert sample.pred_instances.bboxes.shape[1:] == (4,)
+    if model.with_mask:
+        assert sample.pred_instances.masks.shape[1:] == (96, 128)
 
 
 def segmentation_batch(classes, size=(128, 96), count=2):
@@ -110,45 +118,53 @@ def test_segmentation_config(name):
     assert sample.pred_sem_seg.data.shape == (1, 128, 96)
 
 
-def test_a_dataset_of_your_own_is_named_in_one_place(tmp_path):
-    """Other classes at the top reach every head, data set and evaluator."""
-    for name, others in (
-        ('detection', "('a', 'b', 'c')"),
-        ('segmentation', "('a', 'b', 'c', 'd')"),
-    ):
-        text = (CONFIGS / f'examples/your_dataset_{name}.py').read_text()
-        text = text.replace("_base_ = '../", f"_base_ = '{CONFIGS}/")
-        (before,) = (line for line in text.splitlines() if line.startswith('classes = '))
-        path = tmp_path / f'{name}.py'
-        path.write_text(text.replace(before, f'classes = {others}'))
-        cfg = Config.fromfile(path)
-        count = others.count("',") + others.count("')")
-
-        def counts(node):
-            if isinstance(node, dict):
-                for key, value in node.items():
-                    yield from [value] if key == 'num_classes' else counts(value)
-            elif isinstance(node, (list, tuple)):
-                for item in node:
-                    yield from counts(item)
-
-        found = list(counts(cfg.model))
-        assert len(found) == 2
-        assert set(found) == {count}
-        for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
-            assert len(loader.dataset.metainfo.classes) == count
-            assert loader.dataset.data_root == 'data/your_dataset/'
+def example(name, folder, **changes):
+    """An example's config with other values of variables in the block at its top."""
+    for path in (CONFIGS / 'examples').glob('your_dataset_*.py'):
+        text = path.read_text().replace("_base_ = '../", f"_base_ = '{CONFIGS}/")
+        for variable, value in changes.items():
+            text = re.sub(f'(?m)^{variable} = .*?(  #.*)?$', f'{variable} = {value!r}', text)
+        (folder / path.name).write_text(text)
+    return Config.fromfile(folder / f'your_dataset_{name}.py')
 
 
-def test_a_data_root_may_end_without_a_slash(tmp_path):
-    """Paths are joined: the evaluator's file was 'data/mineannotations/val.json'."""
-    text = (CONFIGS / 'examples/your_dataset_detection.py').read_text()
-    text = text.replace("_base_ = '../", f"_base_ = '{CONFIGS}/")
-    text = text.replace("data_root = 'data/your_dataset/'", "data_root = 'data/mine'")
-    (tmp_path / 'mine.py').write_text(text)
-    cfg = Config.fromfile(tmp_path / 'mine.py')
-    assert cfg.val_evaluator.ann_file == cfg.test_evaluator.ann_file
-    assert cfg.val_evaluator.ann_file == 'data/mine/annotations/val.json'
+@pytest.mark.parametrize('name', [*EXAMPLES, 'segmentation'])
+def test_a_dataset_of_your_own_is_described_in_one_place(name, tmp_path):
+    """What the block at the top says reaches every head, data set, evaluator and schedule."""
+    cfg = example(
+        name, tmp_path, classes=('a', 'b', 'c', 'd'), arch='nano', weights=None, width=64,
+        image_size=(320, 256), batch_size=4, epochs=30, data_root='data/mine',
+    )  # fmt: skip
+
+    def values(node, key):
+        if isinstance(node, dict):
+            for name, value in node.items():
+                yield from [value] if name == key else values(value, key)
+        elif isinstance(node, (list, tuple)):
+            for item in node:
+                yield from values(item, key)
+
+    assert set(values(cfg.model, 'num_classes')) == {4}
+    assert {*values(cfg.model, 'out_channels'), *values(cfg.model, 'feat_channels')} <= {64}
+    check_channels(cfg)
+    assert cfg.model.backbone.init_cfg is None
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        assert len(loader.dataset.metainfo.classes) == 4
+        assert loader.dataset.data_root == 'data/mine'
+        assert set(values(loader.dataset.pipeline, 'scale')) == {(320, 256)}
+    if name != 'segmentation':  # joined, though the folder ends without a slash
+        assert cfg.val_evaluator.ann_file == cfg.test_evaluator.ann_file
+        assert cfg.val_evaluator.ann_file == 'data/mine/annotations/val.json'
+    assert cfg.train_dataloader.batch_size == cfg.auto_scale_lr.base_batch_size == 4
+    assert (cfg.train_cfg.max_epochs, 30 % cfg.train_cfg.val_interval) == (30, 0)
+    assert cfg.default_hooks.checkpoint.interval == cfg.train_cfg.val_interval
+    # Whatever else has a length follows from the epochs once their iterations are known.
+    assert not {*values(cfg.param_scheduler, 'end'), *values(cfg.param_scheduler, 'T_max')}
+    assert all(scheduler.convert_to_iter_based for scheduler in cfg.param_scheduler)
+
+
+def test_no_path_is_put_together_by_adding():
+    """The evaluator's file was 'data/mineannotations/val.json'."""
     for path in CONFIGS.rglob('*.py'):
         assert 'data_root +' not in path.read_text()
 
@@ -198,6 +214,24 @@ def test_the_schedule_of_the_1x_config():
     assert cfg.param_scheduler[0].end == 1000
     assert cfg.param_scheduler[1].milestones == [8, 11]
     assert cfg.auto_scale_lr.base_batch_size == 16
+
+
+def test_mask_rcnn_is_faster_rcnn_with_masks():
+    with_masks, boxes = (Config.fromfile(CONFIGS / f'{n}_rcnn_ivit.py') for n in ('mask', 'faster'))
+    for part in ('mask_roi_extractor', 'mask_head'):
+        assert with_masks.model.roi_head.pop(part)
+    with_masks.model.type = boxes.model.type
+    del with_masks.model.data_preprocessor['pad_mask']
+    del (
+        with_masks.model.train_cfg.rcnn['mask_size'],
+        with_masks.model.test_cfg.rcnn['mask_thr_binary'],
+    )
+    assert with_masks.model == boxes.model
+    assert boxes.val_evaluator.metric == boxes.test_evaluator.metric == 'bbox'
+    for cfg, masks in ((with_masks, True), (boxes, False)):
+        for split in ('train', 'val', 'test'):
+            steps = cfg[f'{split}_dataloader'].dataset.pipeline
+            assert any(step.get('with_mask') for step in steps) == masks
 
 
 def test_the_3x_configs_differ_in_schedule_and_scale():

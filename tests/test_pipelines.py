@@ -69,7 +69,8 @@ def shrink(model):
     if 'num_grids' in model.get('mask_head', {}):  # SOLOv2
         model.mask_head.num_grids = [10, 9, 6, 4, 3]
     if 'roi_head' in model:
-        for stage in model.train_cfg.rcnn:
+        stages = model.train_cfg.rcnn
+        for stage in stages if isinstance(stages, list) else [stages]:
             stage.sampler.num = 32
         model.test_cfg.rpn.max_per_img = 50
 

@@ -76,6 +76,7 @@ def train(
         check_weights(runner.model, cfg.load_from, read_loadable(cfg.load_from, '--resume'))
     runner.register_hook(ScheduleHook())
     warn_about_batch_size(runner)
+    check_steps(runner)
     try:
         runner.train()
     except OSError as error:
@@ -106,6 +107,21 @@ def warn_about_batch_size(runner: Runner) -> None:
             'expect a lower score.',
             logger='current',
             level=logging.WARNING,
+        )
+
+
+def check_steps(runner: Runner) -> None:
+    """Check that an epoch has steps.
+
+    Raises:
+        LaunchError: the images are fewer than a step takes, and the rest of an epoch is left out.
+    """
+    loader = runner.train_dataloader
+    if not len(loader):
+        raise LaunchError(
+            f'{len(loader.dataset)} images reach training, and a step takes '
+            f'{loader.batch_sampler.batch_size}: set train_dataloader.batch_size lower, or look '
+            'what leaves images out: python tools/check_data.py CONFIG'
         )
 
 

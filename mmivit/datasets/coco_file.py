@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from mmivit.datasets.report import Finding, first_line
 
+BOXES_ALONE = 'configs/examples/your_dataset_boxes.py'
 TOLERANCE = 1.0  # pixels by which boxes and polygons may pass the border: rounding
 
 
@@ -180,9 +181,8 @@ def annotation_findings(
             )
             yield from (Finding(kind, where) for kind in sorted(faults))
         else:
-            yield Finding(
-                'annotations without the mask that the pipeline or the evaluator wants', where
-            )
+            kind = 'annotations without the mask that the pipeline or the evaluator wants'
+            yield Finding(f'{kind} (for boxes alone: {BOXES_ALONE})', where)
 
 
 def _box_findings(annotation: dict, height: float, width: float, where: str) -> Iterator[Finding]:

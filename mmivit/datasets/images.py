@@ -21,6 +21,7 @@ from tqdm import tqdm
 from mmivit.datasets.loaders import decodes_as_stock
 from mmivit.datasets.report import DataReport, Finding, first_line
 from mmivit.datasets.vetting import IMAGE_FORMATS, check_image
+from mmivit.errors import LaunchError
 
 NEARLY_BLACK = 15  # of 255: what the upper byte of 12 bits in 16 can hold
 SCALE_BITS = "scale them to 16 bits, or load with color_type='unchanged'"
@@ -169,6 +170,20 @@ def _orientation(image: Image.Image) -> int:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # see read_file; broken EXIF turns nothing
         return 1
+
+
+def size_as_loaded(path: str | Path) -> tuple[int, int]:
+    """Width and height of an image as loaders turn it by its EXIF orientation, by its header.
+
+    Raises:
+        LaunchError: it is damaged, enormous or no image.
+    """
+    try:
+        size = check_image(path)
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
+            return size[::-1] if _orientation(image) >= 5 else size  # lies on its side
+    except Exception as error:  # of nearly any kind: see check_image
+        raise LaunchError(f'{path}: {first_line(error)}') from error
 
 
 def size_text(shape: tuple[int, int]) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mmivit.datasets.coco_file import CocoFile
+from mmivit.datasets.coco_file import BOXES_ALONE, CocoFile
 from mmivit.datasets.evaluators import SPOILING, evaluator_findings
 from mmivit.datasets.report import Finding
 from mmivit.errors import LaunchError
@@ -73,9 +73,8 @@ def check_masks(file: CocoFile, classes: Sequence[str], who: str) -> None:
     if bare:
         raise LaunchError(
             f'{who} wants masks, but {len(bare)} of {len(objects)} objects in {file.path} have '
-            f"none (annotation {bare[0]}). Either give each a 'segmentation', or use boxes alone: "
-            "with_mask=False in LoadAnnotations, metric='bbox' in the evaluators and "
-            'model.roi_head.mask_head=None'
+            f"none (annotation {bare[0]}). Either give each a 'segmentation', or train on boxes "
+            f'alone: configs/faster_rcnn_ivit.py, for data of your own {BOXES_ALONE}'
         )
 
 

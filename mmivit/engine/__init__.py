@@ -3,7 +3,7 @@
 from mmivit.engine.hooks import FiniteLossHook, SafeCheckpointHook
 from mmivit.engine.label_maps import LabelMapHook
 from mmivit.engine.layer_decay import LayerDecayOptimWrapperConstructor, layer_scales
-from mmivit.engine.schedule import ScheduleHook
+from mmivit.engine.schedule import ScheduleHook, WarmUpLR
 from mmivit.engine.seeding import SeededBatchSampler, SeedHook
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     'ScheduleHook',
     'SeedHook',
     'SeededBatchSampler',
+    'WarmUpLR',
     'layer_scales',
 ]

@@ -1,21 +1,54 @@
-"""Learning rates that are not those of the config: told before a run spends its days on them."""
+"""Learning rates: a warm-up that fits any run, and rates that are not those of the config.
+
+The latter are told before a run spends its days on them.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
+from mmengine.optim import LinearLR
 from mmengine.runner import Runner
 
-from mmivit.registry import HOOKS
+from mmivit.registry import HOOKS, PARAM_SCHEDULERS
 from mmivit.utils.text import listed
 
 # What changes as a scheduler goes; all else of it are settings.
 PROGRESS = frozenset(
     ('optimizer', 'last_step', 'best', 'num_bad_epochs', 'cooldown_counter', 'verbose')
 )
+
+
+@PARAM_SCHEDULERS.register_module()
+class WarmUpLR(LinearLR):
+    """MMEngine's LinearLR over the first share of a run, however long that is.
+
+    How many iterations a run has is known only once its data are: 500 of warm-up are nothing for
+    COCO and a third of 100 epochs of 92 images in batches of 6.
+
+        dict(type='mmivit.WarmUpLR', share=0.05, start_factor=0.01, convert_to_iter_based=True)
+    """
+
+    @classmethod
+    def build_iter_from_epoch(
+        cls, *args: Any, share: float, end: int, epoch_length: int, **kwargs: Any
+    ) -> WarmUpLR:
+        """By iterations, which is what ``convert_to_iter_based`` calls.
+
+        Args:
+            args: of LinearLR.
+            share: of the run, between 0 and 1.
+            end: epochs of the run, which MMEngine gives.
+            epoch_length: iterations of an epoch, which MMEngine gives.
+            kwargs: of LinearLR.
+        """
+        # LinearLR over a single iteration would leave the rate where it starts.
+        iterations = max(2, round(share * end * epoch_length))
+        return cls(*args, end=iterations, **{**kwargs, 'by_epoch': False})
 
 
 @HOOKS.register_module()

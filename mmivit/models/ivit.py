@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from mmivit.models.attention import DecomposedMHSA, build_attention
 from mmivit.models.layers import Block, Downsampling, SepConv, Stage, Stem, layer_norm
 from mmivit.models.loading import report_loading
+from mmivit.models.optimisers import watch_optimiser
 from mmivit.registry import MODELS
 
 ARCHITECTURES = {
@@ -165,6 +166,7 @@ class IViT(BaseModule):
 
         self.with_cp = with_cp
         self._freeze()
+        watch_optimiser(self)
 
     @property
     def landmarks(self) -> int | None:

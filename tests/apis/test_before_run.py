@@ -82,7 +82,9 @@ def test_masks_that_are_wanted_and_not_there(workspace):
             annotation['segmentation'] = []
 
     edit(workspace / COCO, change)
-    with pytest.raises(LaunchError, match=r'train pipeline wants masks.*Either .* or use boxes'):
+    with pytest.raises(
+        LaunchError, match=r'train pipeline wants masks.*Either .* or train on boxes'
+    ):
         before_run()
     boxes = {'train_dataloader.dataset.pipeline': BOXES}
     assert before_run(**boxes) == []

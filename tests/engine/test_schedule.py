@@ -1,6 +1,7 @@
 """Schedules of a checkpoint that are not those of the config, and rates of 0."""
 
 import pytest
+from mmengine.hooks import Hook
 
 from mmivit.engine import ScheduleHook
 from tests.toy_training import run
@@ -49,3 +50,23 @@ def test_epochs(warnings):
     (message,) = warnings(8, by_epoch, by_epoch=True, resume=True)
     assert 'from epoch 1 on' in message
     assert not warnings(4, by_epoch)  # never taken a step, in a run without epochs
+
+
+@pytest.mark.parametrize(('steps', 'warm'), [(200, 10), (4, 2)])
+def test_a_warm_up_is_a_share_of_the_run(steps, warm, tmp_path):
+    """In however few iterations; the rate is full after it, and falls to the end of the run."""
+    rates = []
+
+    class Rates(Hook):
+        priority = 'VERY_LOW'
+
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            rates.append(runner.optim_wrapper.get_lr()['lr'][0])
+
+    warm_up = dict(type='mmivit.WarmUpLR', share=0.05, start_factor=0.01)
+    warm_up['convert_to_iter_based'] = True
+    run(tmp_path, steps, by_epoch=True, hooks=(Rates(),), scheduler=warm_up)
+    assert len(rates) == steps
+    assert rates[0] == pytest.approx(0.01 * 0.01)
+    assert rates[warm - 2] < rates[warm - 1] == pytest.approx(0.01)
+    assert set(rates[warm - 1 :]) == {rates[-1]}

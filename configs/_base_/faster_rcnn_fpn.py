@@ -1,4 +1,4 @@
-"""Mask R-CNN with FPN, as mmdet has it; the backbone comes from the config that inherits this."""
+"""Faster R-CNN with FPN, as mmdet has it; the backbone comes from the config that inherits this."""
 
 _loss = dict(type='CrossEntropyLoss', loss_weight=1.0)
 _box_loss = dict(type='L1Loss', loss_weight=1.0)
@@ -16,27 +16,17 @@ def _assigner(positive, negative):
     )
 
 
-def _roi_extractor(size):
-    return dict(
-        type='SingleRoIExtractor',
-        roi_layer=dict(type='RoIAlign', output_size=size, sampling_ratio=0),
-        out_channels=256,
-        featmap_strides=[4, 8, 16, 32],
-    )
-
-
 def _box_coder(stds):
     return dict(type='DeltaXYWHBBoxCoder', target_means=[0.0, 0.0, 0.0, 0.0], target_stds=stds)
 
 
 model = dict(
-    type='MaskRCNN',
+    type='FasterRCNN',
     data_preprocessor=dict(
         type='DetDataPreprocessor',
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],
         bgr_to_rgb=True,
-        pad_mask=True,
         pad_size_divisor=32,
     ),
     neck=dict(type='FPN', out_channels=256, num_outs=5),
@@ -56,7 +46,12 @@ model = dict(
     ),
     roi_head=dict(
         type='StandardRoIHead',
-        bbox_roi_extractor=_roi_extractor(7),
+        bbox_roi_extractor=dict(
+            type='SingleRoIExtractor',
+            roi_layer=dict(type='RoIAlign', output_size=7, sampling_ratio=0),
+            out_channels=256,
+            featmap_strides=[4, 8, 16, 32],
+        ),
         bbox_head=dict(
             type='Shared2FCBBoxHead',
             in_channels=256,
@@ -66,15 +61,6 @@ model = dict(
             bbox_coder=_box_coder([0.1, 0.1, 0.2, 0.2]),
             loss_cls=dict(use_sigmoid=False, **_loss),
             loss_bbox=_box_loss,
-        ),
-        mask_roi_extractor=_roi_extractor(14),
-        mask_head=dict(
-            type='FCNMaskHead',
-            num_convs=4,
-            in_channels=256,
-            conv_out_channels=256,
-            num_classes=80,
-            loss_mask=dict(use_mask=True, **_loss),
         ),
     ),
     train_cfg=dict(
@@ -90,7 +76,6 @@ model = dict(
         rcnn=dict(
             assigner=_assigner(0.5, 0.5),
             sampler=dict(type='RandomSampler', num=512, pos_fraction=0.25),
-            mask_size=28,
             pos_weight=-1,
         ),
     ),
@@ -100,10 +85,9 @@ model = dict(
             score_thr=0.05,
             nms=dict(type='nms', iou_threshold=0.5),
             max_per_img=100,
-            mask_thr_binary=0.5,
         ),
     ),
 )
 
 # Only for this file: a config's top-level names travel with every dump of it.
-del _loss, _box_loss, _nms, _assigner, _roi_extractor, _box_coder
+del _loss, _box_loss, _nms, _assigner, _box_coder

@@ -1,4 +1,4 @@
-"""COCO 2017 with instance masks, 1333 x 800, two images per GPU."""
+"""COCO 2017, boxes, 1333 x 800, two images per GPU."""
 
 _base_ = []
 
@@ -10,7 +10,7 @@ data_root = 'data/coco/'
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='LoadAnnotations', with_bbox=True),
     dict(type='Resize', scale=(1333, 800), keep_ratio=True),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs'),
@@ -18,7 +18,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(1333, 800), keep_ratio=True),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='LoadAnnotations', with_bbox=True),
     dict(
         type='PackDetInputs',
         meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
@@ -86,6 +86,6 @@ test_dataloader = val_dataloader
 val_evaluator = dict(
     type='CocoMetric',
     ann_file=os.path.join(data_root, 'annotations/instances_val2017.json'),
-    metric=['bbox', 'segm'],
+    metric='bbox',
 )
 test_evaluator = val_evaluator
