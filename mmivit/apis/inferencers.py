@@ -99,7 +99,7 @@ class Detector:
         self.inferencer, saved = load_inferencer(cfg, checkpoint, device)
         self.inferencer.show_progress = False
         self.model, self.pipeline = self.inferencer.model, self.inferencer.pipeline
-        self.classes = _names_and_colours(cfg, saved)['classes']
+        self.classes = names_and_colours(cfg, saved)['classes']
         # mmdet takes COCO's where the checkpoint names none.
         self.model.dataset_meta['classes'] = self.classes
         self.score_thr = score_thr
@@ -153,7 +153,7 @@ class Segmentor:
         if self.model.out_channels > MOST_CLASSES:
             most = f'label maps of 8 bits hold {MOST_CLASSES} classes at most'
             raise CheckpointError(f'{checkpoint}: {most}')
-        meta = _names_and_colours(cfg, saved)
+        meta = names_and_colours(cfg, saved)
         self.classes, self.palette = meta['classes'], meta['palette']
         self.inferencer.visualizer.dataset_meta = meta
 
@@ -211,7 +211,7 @@ class Segmentor:
         return np.hstack([overlay, draw_legend(len(overlay), dict(zip(texts, colours)))])
 
 
-def _names_and_colours(cfg: Config, saved: dict) -> dict:
+def names_and_colours(cfg: Config, saved: dict) -> dict:
     """Classes and palette: those saved in the checkpoint, else those of the config's data set.
 
     Without either, mmdet names any model's classes as COCO's, mmseg as Cityscapes'.

@@ -12,7 +12,8 @@ from torch import nn
 from mmivit.apis.config import read_config
 from mmivit.apis.models import build_model
 from mmivit.export import parity
-from mmivit.export.graphs import BackboneTarget, Target, check_packages, find_target
+from mmivit.export.command import check_packages
+from mmivit.export.targets import BackboneTarget, Target, find_target
 from mmivit.models.ivit import ARCHITECTURES, IViT
 from mmivit.utils.timing import compare
 

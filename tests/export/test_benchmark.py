@@ -4,7 +4,7 @@ import pytest
 import torch
 from mmengine.utils import digit_version
 
-from mmivit.export import benchmark, graphs, parity
+from mmivit.export import benchmark, parity, targets
 from mmivit.export.benchmark import COLUMNS, Timed, benchmark_export
 from mmivit.utils import timing
 from tests.conftest import CONFIGS
@@ -17,7 +17,7 @@ SEGMENTOR = CONFIGS / 'upernet_ivit_shapes.py'
 
 def test_it_takes_backbones_and_whole_models(tmp_path, monkeypatch):
     made = []
-    monkeypatch.setattr(graphs, 'write_onnx', lambda *args: made.append(args[2]))
+    monkeypatch.setattr(targets, 'write_onnx', lambda *args: made.append(args[2]))
 
     def pairs(path, reference, channels, sizes):
         values = torch.ones(1, 2)
