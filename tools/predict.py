@@ -9,7 +9,7 @@ import runpy
 import sys
 from pathlib import Path
 
-if sys.argv[1:] and sys.argv[1].endswith(('.onnx', '.xml')):
+if sys.argv[1:] and sys.argv[1].endswith('.onnx'):
     # What predicts from a graph imports neither torch nor OpenMMLab, so they need not be there.
     root = Path(__file__).resolve().parents[1]
     package = root / 'mmivit' if (root / 'mmivit').is_dir() else root.parent  # of a wheel: .mim

@@ -70,7 +70,7 @@ def export(
     print_log('torch makes the graph, some minutes', logger='current')
     with whole(out) as partial_out:
         target.write(partial_out)
-        parities = target.check(partial_out)
+        parities = [pair.compare() for pair in target.pairs(partial_out)]
     return Export(target.what, target.description, target.columns, parities)
 
 

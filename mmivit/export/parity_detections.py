@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,37 +70,49 @@ class DetectionParity(NamedTuple):
             )
 
 
-def check_detections(
-    path: Path,
-    reference: Callable[[Tensor], Sequence[Tensor]],
-    images: Iterator[np.ndarray],
-) -> list[DetectionParity]:
-    """Compare a graph in onnxruntime with mmdet.
+class DetectionPair(NamedTuple):
+    """A graph and mmdet on the same picture (height, width), each to be called."""
+
+    size: tuple[int, int]
+    torch: Callable[[], Sequence[Tensor]]
+    onnx: Callable[[], Sequence[np.ndarray]]
+
+    def compare(self) -> DetectionParity:
+        """Run both.
+
+        Raises:
+            ExportError: they differ, or onnxruntime fails.
+        """
+        expected = [y.numpy() for y in self.torch()]
+        try:
+            found = self.onnx()
+        except Exception as error:  # onnxruntime's have no base class of their own
+            size = ' x '.join(map(str, self.size))
+            raise ExportError(f'onnxruntime cannot run the graph at {size}: {error}') from error
+        parity = compare_detections(expected, found, *self.size)
+        parity.check()
+        return parity
+
+
+def detection_pairs(
+    path: Path, reference: Callable[[Tensor], Sequence[Tensor]], images: Iterator[np.ndarray]
+) -> Iterator[DetectionPair]:
+    """A graph in onnxruntime and mmdet on each picture.
 
     Args:
         path: the graph.
         reference: mmdet's boxes, scores, labels and, of some, masks (n, H, W) of an image
             (1, C, H, W).
         images: (H, W, C), one for each of :data:`mmivit.export.parity.SIZES`.
-
-    Raises:
-        ExportError: they differ, or onnxruntime fails.
     """
     session = open_session(path)
-    sizes = [size for _, *size in SIZES]
-    parities = []
-    for image in tqdm(images, total=len(sizes), desc='checking in onnxruntime', unit='size'):
+    for image in tqdm(images, total=len(SIZES), desc='checking in onnxruntime', unit='size'):
         batch = torch.from_numpy(image.transpose(2, 0, 1)[None].astype(np.float32))
-        with torch.no_grad():
-            expected = [y.numpy() for y in reference(batch)]
-        try:
-            found = session.run(None, dict(image=batch.numpy()))
-        except Exception as error:  # onnxruntime's have no base class of their own
-            size = ' x '.join(map(str, image.shape[:2]))
-            raise ExportError(f'onnxruntime cannot run the graph at {size}: {error}') from error
-        parities.append(compare_detections(expected, found, *image.shape[:2]))
-        parities[-1].check()
-    return parities
+        yield DetectionPair(
+            (image.shape[0], image.shape[1]),
+            torch.no_grad()(partial(reference, batch)),
+            partial(session.run, None, dict(image=batch.numpy())),
+        )
 
 
 def compare_detections(

@@ -2,8 +2,8 @@
 
     python runtime.py detector.onnx photo.jpg folder/ --out predictions
 
-Needs numpy, Pillow and onnxruntime (for an .xml of OpenVINO's: openvino), and is one file, so that
-it can be copied to a device with the graph. Writes what tools/predict.py writes from a config.
+Needs numpy, Pillow and onnxruntime, and is one file, so that it can be copied to a device with the
+graph. Writes what tools/predict.py writes from a config.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Graph:
     """A graph with what its metadata say of it.
 
     Args:
-        path: an ``.onnx``, or an ``.xml`` of OpenVINO's.
+        path: of an ``.onnx``.
 
     Raises:
         GraphError: a package is missing, or it is no graph of tools/export.py, or one whose images
@@ -45,8 +45,7 @@ class Graph:
     def __init__(self, path: str | Path) -> None:
         if not Path(path).is_file():
             raise GraphError(f'no file {path}, seen from {os.getcwd()}')
-        opened = _open_openvino(path) if Path(path).suffix == '.xml' else _open_onnx(path)
-        self._run, self.meta = opened
+        self._run, self.meta = _open(path)
         self.task = self.meta.get('task', 'features')
         if self.task not in ('detection', 'segmentation'):
             raise GraphError(
@@ -67,7 +66,7 @@ class Graph:
         return self._run(image.transpose(2, 0, 1)[None].astype(np.float32))
 
 
-def _open_onnx(path: str | Path) -> tuple[Callable, dict[str, str]]:
+def _open(path: str | Path) -> tuple[Callable, dict[str, str]]:
     try:
         import onnxruntime
     except ImportError as error:
@@ -82,22 +81,6 @@ def _open_onnx(path: str | Path) -> tuple[Callable, dict[str, str]]:
         raise GraphError(f'{path}: {str(error).splitlines()[0]}') from error
     meta = session.get_modelmeta().custom_metadata_map
     return lambda image: session.run(None, {'image': image}), meta
-
-
-def _open_openvino(path: str | Path) -> tuple[Callable, dict[str, str]]:
-    try:
-        import openvino
-    except ImportError as error:
-        raise GraphError(f'{error}: python -m pip install openvino') from error
-    try:
-        core = openvino.Core()
-        model = core.read_model(path)
-        info = model.get_rt_info(['mmivit']).value if model.has_rt_info(['mmivit']) else '{}'
-        # Its own choice of precision would be bf16 on CPUs that have it.
-        compiled = core.compile_model(model, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})
-    except RuntimeError as error:
-        raise GraphError(f'{path}: {str(error).splitlines()[0]}') from error
-    return lambda image: [*compiled([image]).values()], json.loads(info)
 
 
 def read_image(path: Path, colors: str = 'color') -> np.ndarray:
@@ -145,7 +128,7 @@ def prepare(image: np.ndarray, steps: Iterable[dict]) -> tuple[np.ndarray, np.nd
             image = padded
             continue
         if 'scale' in step:
-            wanted = [int(side * x) for side, x in zip((width, height), step['scale'])]
+            wanted = [int(side * x + 0.5) for side, x in zip((width, height), step['scale'])]
         else:
             wanted = step['resize']
         if step['keep_ratio']:
@@ -159,10 +142,14 @@ def prepare(image: np.ndarray, steps: Iterable[dict]) -> tuple[np.ndarray, np.nd
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Bilinearly, without a filter, as OpenCV does it: (H, W, C) uint8 -> (height, width, C).
 
-    In OpenCV's whole numbers: weights of 11 bits, each axis' product rounded as its is.
+    In OpenCV's whole numbers: weights of 11 bits, each axis' product rounded as its is; halves are
+    means of four.
     """
     if image.shape[:2] == (height, width):
         return image
+    if image.shape[:2] == (2 * height, 2 * width):
+        fours = image.reshape(height, 2, width, 2, image.shape[2]).astype(np.int32)
+        return (fours.sum((1, 3)) + 2 >> 2).astype(np.uint8)
     top, bottom, down = _taps(image.shape[0], height)
     left, right, across = _taps(image.shape[1], width)
     down, up = (np.rint(x * 2048).astype(np.int32) for x in (down, 1 - down))
@@ -479,7 +466,7 @@ def _write(path: Path, content: bytes) -> None:
 def main(arguments: Sequence[str] | None = None) -> Any:
     """The command; what it returns is for sys.exit."""
     parser = argparse.ArgumentParser(description='Predict on images and folders from a graph.')
-    parser.add_argument('path', metavar='graph', help='.onnx of tools/export.py, or OpenVINO .xml')
+    parser.add_argument('path', metavar='graph', help='.onnx of tools/export.py')
     parser.add_argument('inputs', nargs='+', help='images and folders')
     parser.add_argument('--out', default='predictions', help='folder to write')
     parser.add_argument('--score-thr', type=float, default=0.3, help='least score shown')

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from mmivit.errors import ExportError
 from mmivit.export.detectors import find_family, foreign_operators
 from mmivit.export.features import FeatureGraph, SegmentorGraph
 from mmivit.export.graphs import write_onnx
-from mmivit.export.parity import COLUMNS, SIZES, check_parity
-from mmivit.export.parity_detections import DETECTION_COLUMNS, check_detections, pictures
+from mmivit.export.parity import COLUMNS, SIZES, pairs
+from mmivit.export.parity_detections import DETECTION_COLUMNS, detection_pairs, pictures
 from mmivit.export.recipe import content, recipe
 
 MAPS = 'float32, batch x channels x height x width each, finest first'
@@ -35,7 +35,7 @@ class Target(ABC):
         graph: takes images (B, channels, H, W), gives a tensor or a tuple of them.
         channels: of the image.
         batch: the only one that the graph takes; None for any.
-        columns: of a table of what :meth:`check` gives.
+        columns: of a table of what :meth:`pairs` give.
         outputs: names of what the graph gives.
         takes: the image: type, layout, content.
         gives: the outputs: type, layout.
@@ -73,13 +73,13 @@ class Target(ABC):
         metadata = {**self.description, 'exported': self.what, **self.facts}
         write_onnx(self.graph, path, self.outputs, self.channels, metadata, self.batch)
 
-    def check(self, path: Path) -> list[Any]:
-        """Compare a graph that was written with torch at :data:`mmivit.export.parity.SIZES`.
+    def pairs(self, path: Path) -> Iterator[Any]:
+        """A graph that was written and torch, at each of :data:`mmivit.export.parity.SIZES`.
 
-        Raises:
-            ExportError: they differ, or onnxruntime fails.
+        Each pair has ``torch`` and ``onnx`` to be called, and ``compare()``, which raises
+        ExportError where they differ and makes the cells of a row of :attr:`columns`.
         """
-        return check_parity(path, self.reference, self.channels, SIZES)
+        return pairs(path, self.reference, self.channels, SIZES)
 
 
 class BackboneTarget(Target):
@@ -225,8 +225,8 @@ class DetectorTarget(ModelTarget):
         masks = [found.masks] if self.masks else []
         return [found.bboxes, found.scores, found.labels, *masks]
 
-    def check(self, path: Path) -> list[Any]:
-        return check_detections(path, self.reference, pictures(self.cfg, self.channels))
+    def pairs(self, path: Path) -> Iterator[Any]:
+        return detection_pairs(path, self.reference, pictures(self.cfg, self.channels))
 
 
 class FeatureTarget(ModelTarget):

@@ -224,11 +224,11 @@ def test_nothing_is_left_of_a_graph_that_differs(folder, monkeypatch):
     def write(graph, path, *args):
         path.write_bytes(b'graph')
 
-    def check(*args):
+    def pairs(*args):
         raise ExportError('differs')
 
     monkeypatch.setattr(targets, 'write_onnx', write)
-    monkeypatch.setattr(targets, 'check_parity', check)
+    monkeypatch.setattr(targets, 'pairs', pairs)
     out = folder / 'wrong' / 'out.onnx'
     with pytest.raises(ExportError, match='differs'):
         export(str(SEGMENTOR), str(folder / f'{SEGMENTOR.stem}.pth'), out)
