@@ -1,10 +1,19 @@
 """Predict on images and videos: pictures, a JSON of each, and report.html to look through them.
 
 python tools/predict.py CONFIG CHECKPOINT photo.jpg folder/ video.mp4 --out predictions
+python tools/predict.py GRAPH.onnx photo.jpg folder/ --out predictions
 """
 
 import argparse
+import runpy
 import sys
+from pathlib import Path
+
+if sys.argv[1:] and sys.argv[1].endswith('.onnx'):
+    # What predicts from a graph imports neither torch nor OpenMMLab, so they need not be there.
+    root = Path(__file__).resolve().parents[1]
+    package = root / 'mmivit' if (root / 'mmivit').is_dir() else root.parent  # of a wheel: .mim
+    runpy.run_path(str(package / 'export' / 'runtime.py'), run_name='__main__')
 
 from mmivit.apis.command import add_cfg_options, add_force, add_verbose, errors_told, quietly
 from mmivit.apis.predict import predict

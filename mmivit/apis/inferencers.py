@@ -141,7 +141,7 @@ class Detector:
     ) -> None:
         self.inferencer, saved = load_inferencer(cfg, checkpoint, device)
         self.model, self.pipeline = self.inferencer.model, self.inferencer.pipeline
-        self.classes = _names_and_colours(cfg, saved)['classes']
+        self.classes = names_and_colours(cfg, saved)['classes']
         # mmdet takes COCO's where the checkpoint names none.
         self.model.dataset_meta['classes'] = self.classes
         self.score_thr = score_thr
@@ -208,7 +208,7 @@ class Segmentor:
         if self.model.out_channels > MOST_CLASSES:
             most = f'label maps of 8 bits hold {MOST_CLASSES} classes at most'
             raise CheckpointError(f'{checkpoint}: {most}')
-        meta = _names_and_colours(cfg, saved)
+        meta = names_and_colours(cfg, saved)
         self.classes, self.palette = meta['classes'], meta['palette']
         self.inferencer.visualizer.dataset_meta = meta
         if opacity is not None:
@@ -291,7 +291,7 @@ class Segmentor:
         return draw_legend(height, {f'{name} 100.0%': (0, 0, 0) for name in longest}).shape[1]
 
 
-def _names_and_colours(cfg: Config, saved: dict) -> dict:
+def names_and_colours(cfg: Config, saved: dict) -> dict:
     """Classes and palette: those saved in the checkpoint, else those of the config's data set.
 
     Without either, mmdet names any model's classes as COCO's, mmseg as Cityscapes'.

@@ -1,4 +1,4 @@
-"""The graphs of backbones and of whole segmentors beside torch: parity and time."""
+"""The graphs of backbones and of whole models beside torch: parity and time."""
 
 from __future__ import annotations
 
@@ -11,24 +11,32 @@ from torch import nn
 
 from mmivit.apis.config import read_config
 from mmivit.apis.models import build_model
-from mmivit.export import parity
-from mmivit.export.graphs import BackboneTarget, Target, check_packages, find_target
+from mmivit.export.command import check_packages
+from mmivit.export.parity import Parity
+from mmivit.export.parity_detections import DetectionParity
+from mmivit.export.targets import BackboneTarget, Target, find_target
 from mmivit.models.ivit import ARCHITECTURES, IViT
 from mmivit.utils.timing import compare
 
-COLUMNS = (*parity.COLUMNS, 'torch, ms', 'onnxruntime, ms')
+TIMES = ('torch, ms', 'onnxruntime, ms')
 
 
 class Timed(NamedTuple):
     """How a graph compares with torch at one size, and what both take."""
 
     model: str
-    parity: parity.Parity
+    compared: Sequence[str]  # columns of the parity
+    parity: Parity | DetectionParity
     torch_seconds: float  # medians of a batch
     onnx_seconds: float
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Of its table."""
+        return (*self.compared, *TIMES)
+
     def cells(self) -> list[str]:
-        """A row of a table of :data:`COLUMNS`."""
+        """A row of a table of its columns."""
         times = (self.torch_seconds, self.onnx_seconds)
         return [*self.parity.cells(self.model), *(f'{1e3 * seconds:.1f}' for seconds in times)]
 
@@ -36,7 +44,7 @@ class Timed(NamedTuple):
 def benchmark_export(models: Sequence[str], seconds: float, folder: Path) -> Iterator[Timed]:
     """Compare and time the graphs of backbones and of whole models.
 
-    Weights are random: nothing is read.
+    Weights are random: none are read.
 
     Args:
         models: names of architectures, for the backbone alone, or paths of configs.
@@ -60,10 +68,13 @@ def benchmark_export(models: Sequence[str], seconds: float, folder: Path) -> Ite
             cfg = read_config(model)
             name, target = Path(model).stem, find_target(scatter(build_model(cfg)), cfg)
         target.write(path)
-        for pair in parity.pairs(path, target.reference, target.channels, parity.SIZES):
+        for pair in target.pairs(path):
             found = pair.compare()
-            times = compare(dict(torch=pair.torch, onnx=pair.onnx), 'cpu', seconds)
-            yield Timed(name, found, *(times[side]['seconds'] for side in ('torch', 'onnx')))
+            sides = dict(torch=pair.torch, onnx=pair.onnx)
+            times = compare(sides, 'cpu', seconds)
+            yield Timed(
+                name, target.columns, found, *(times[side]['seconds'] for side in ('torch', 'onnx'))
+            )
 
 
 def scatter(model: nn.Module) -> nn.Module:

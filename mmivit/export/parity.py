@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -89,11 +89,7 @@ def pairs(
     sizes: Sequence[tuple[int, int, int]],
 ) -> Iterator[Pair]:
     """The graph and torch at each size, arguments as in :func:`check_parity`."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
+    session = open_session(path)
     generator = torch.Generator().manual_seed(0)
     for batch, height, width in tqdm(sizes, desc='checking in onnxruntime', unit='size'):
         shape = (batch, channels, height, width)
@@ -103,6 +99,16 @@ def pairs(
             torch.no_grad()(partial(reference, images)),
             partial(session.run, None, dict(image=images.numpy())),
         )
+
+
+def open_session(path: Path) -> Any:
+    """A graph in onnxruntime, on the CPU, with as many threads as torch has."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # its warnings are about how it orders the work
+    return onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
 
 
 def _difference(expected: Sequence[Tensor], found: Sequence[np.ndarray]) -> float:

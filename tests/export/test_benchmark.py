@@ -4,8 +4,8 @@ import pytest
 import torch
 from mmengine.utils import digit_version
 
-from mmivit.export import benchmark, graphs, parity
-from mmivit.export.benchmark import COLUMNS, Timed, benchmark_export
+from mmivit.export import benchmark, parity, targets
+from mmivit.export.benchmark import Timed, benchmark_export
 from mmivit.utils import timing
 from tests.conftest import CONFIGS
 
@@ -17,13 +17,13 @@ SEGMENTOR = CONFIGS / 'upernet_ivit_shapes.py'
 
 def test_it_takes_backbones_and_whole_models(tmp_path, monkeypatch):
     made = []
-    monkeypatch.setattr(graphs, 'write_onnx', lambda *args: made.append(args[2]))
+    monkeypatch.setattr(targets, 'write_onnx', lambda *args: made.append(args[2]))
 
     def pairs(path, reference, channels, sizes):
         values = torch.ones(1, 2)
         yield parity.Pair((4, channels, 64, 96), lambda: [values], lambda: [values.numpy()])
 
-    monkeypatch.setattr(parity, 'pairs', pairs)
+    monkeypatch.setattr(targets, 'pairs', pairs)
     monkeypatch.setattr(timing, 'ROUNDS', 2)
     found = list(benchmark_export(['nano', str(SEGMENTOR)], 0, tmp_path))
     assert [timed.model for timed in found] == ['backbone nano', 'upernet_ivit_shapes']
@@ -33,8 +33,8 @@ def test_it_takes_backbones_and_whole_models(tmp_path, monkeypatch):
 
 
 def test_a_row_of_the_table():
-    timed = Timed('nano', parity.Parity(2, 31, 64, 1.2e-6), 0.012, 0.0034)
-    assert dict(zip(COLUMNS, timed.cells())) == {
+    timed = Timed('nano', parity.COLUMNS, parity.Parity(2, 31, 64, 1.2e-6), 0.012, 0.0034)
+    assert dict(zip(timed.columns, timed.cells())) == {
         'model': 'nano',
         'batch x height x width': '2 x 31 x 64',
         'largest difference': '1.2e-06',

@@ -13,13 +13,14 @@ import torch
 from mmengine.config import Config
 from mmengine.utils import digit_version
 from mmseg.structures import SegDataSample
+from PIL import Image
 
 from mmivit.apis.models import build_model
 from mmivit.errors import CheckpointError, ExportError
-from mmivit.export import export, graphs, write_onnx
+from mmivit.export import export, graphs, parity, targets, write_onnx
 from mmivit.export.benchmark import scatter
-from mmivit.export.graphs import BackboneTarget, SegmentorTarget, find_target
 from mmivit.export.parity import check_parity
+from mmivit.export.targets import BackboneTarget, SegmentorTarget, find_target
 from mmivit.models import IViT, build_attention
 from mmivit.weights.converters import LINEAR
 from tests.conftest import CONFIGS, ROOT, run_tool
@@ -63,7 +64,7 @@ def test_the_command_exports_upernet_and_prints_how_it_compares(segmentor):
     done, _ = segmentor
     assert '| model | batch x height x width | largest difference |\n|---|---|---:|' in done.stdout
     rows = re.findall(r'^\| \S+ \| (\d+) x (\d+) x (\d+) \| (\S+) \|$', done.stdout, re.M)
-    assert [tuple(map(int, row[:3])) for row in rows] == list(graphs.SIZES)
+    assert [tuple(map(int, row[:3])) for row in rows] == list(parity.SIZES)
     assert all(0 < float(row[3]) <= 1e-4 for row in rows)
     assert 'logits: float32, batch x classes x height x width' in done.stdout
 
@@ -134,30 +135,66 @@ def test_a_graph_says_how_the_config_loads_images(loader, content):
     assert content in find_target(build_model(cfg), cfg).takes
 
 
-def test_the_documents_example_runs(segmentor, tmp_path, monkeypatch):
+@pytest.fixture(scope='module')
+def photographs(folder):
+    """Two of them, larger and smaller than the graph's images, wide and high."""
+    photographs = folder / 'photographs'
+    photographs.mkdir()
+    for name, size in (('a.jpg', (190, 260)), ('b.png', (101, 77))):
+        image = np.random.default_rng(0).integers(0, 255, (*size, 3), np.uint8)
+        cv2.imwrite(str(photographs / name), cv2.GaussianBlur(image, (0, 0), 3))
+    return photographs
+
+
+def test_a_graph_predicts_what_its_config_does(segmentor, folder, photographs):
+    """To every pixel, by the command and by the document's example."""
+    checkpoint = folder / f'{SEGMENTOR.stem}.pth'
+    for name, model in (('config', (SEGMENTOR, checkpoint)), ('graph', (segmentor[1],))):
+        done = run_tool('predict.py', *model, photographs, '--out', folder / name, cwd=folder)
+        assert done.returncode == 0, done.stderr[-3000:]
+    for name in ('a.jpg', 'b.png'):
+        records = [
+            json.loads((folder / out / 'predictions' / f'{name}.json').read_text())
+            for out in ('config', 'graph')
+        ]
+        assert records[0] == records[1]
+        one, two = (
+            Image.open(folder / out / 'labels' / f'{name}.png') for out in ('config', 'graph')
+        )
+        assert one.getpalette() == two.getpalette()
+        assert np.array_equal(one, two)
+        pictures = (
+            cv2.imread(f'{folder / out}/pictures/{name}.jpg') for out in ('config', 'graph')
+        )
+        assert len({picture.shape[0] for picture in pictures}) == 1
+
+
+def test_the_documents_example_runs(segmentor, folder, photographs, monkeypatch):
     text = (ROOT / 'docs' / 'export.md').read_text()
-    (example,) = re.findall(r'```python\n(.*?onnxruntime.*?)```', text, re.S)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / 'upernet.onnx').symlink_to(segmentor[1])
-    cv2.imwrite('photo.jpg', np.random.default_rng(0).integers(0, 255, (90, 130, 3), np.uint8))
+    (example,) = re.findall(r'```python\n(.*?label_map.*?)```', text, re.S)
+    monkeypatch.chdir(photographs)
+    monkeypatch.syspath_prepend(ROOT / 'mmivit' / 'export')
+    (photographs / 'upernet.onnx').symlink_to(segmentor[1])
+    (photographs / 'photo.jpg').symlink_to('a.jpg')
     names = {}
     exec(example, names)
-    assert names['labels'].shape == (90, 130)
+    assert np.array_equal(names['labels'], Image.open(folder / 'graph/labels/a.jpg.png'))
 
 
-def test_a_detectors_backbone_and_neck(folder, monkeypatch):
+def test_a_detectors_backbone_alone(folder, monkeypatch):
     """Compared with mmdet's own preprocessing, which pads to multiples of 32."""
-    monkeypatch.setattr(graphs, 'SIZES', SIZES)
-    out = folder / 'mask_rcnn.onnx'
+    monkeypatch.setattr(targets, 'SIZES', SIZES)
+    out = folder / 'backbone.onnx'
     options = {'model.backbone.arch': dict(_delete_=True, **ARCH)}
-    result = export(str(DETECTOR), str(folder / f'{DETECTOR.stem}.pth'), out, cfg_options=options)
-    assert result.what.startswith('backbone and neck of MaskRCNN')
+    checkpoint = folder / f'{DETECTOR.stem}.pth'
+    result = export(str(DETECTOR), str(checkpoint), out, cfg_options=options, backbone=True)
+    assert result.what == 'IViT, the backbone of MaskRCNN'
     assert [(p.batch, p.height, p.width) for p in result.parities] == list(SIZES)
     assert all(p.difference <= 1e-4 for p in result.parities)
     maps = onnxruntime.InferenceSession(str(out)).run(
         None, {'image': np.zeros((1, 3, 33, 100), np.float32)}
     )
-    assert [y.shape for y in maps] == [(1, 48, 8, 16), (1, 48, 4, 8), (1, 48, 2, 4)]
+    assert [y.shape for y in maps] == [(1, 64, 8, 16), (1, 128, 4, 8), (1, 256, 2, 4)]
 
 
 def test_a_backbone_says_what_it_takes_and_gives():
@@ -187,11 +224,11 @@ def test_nothing_is_left_of_a_graph_that_differs(folder, monkeypatch):
     def write(graph, path, *args):
         path.write_bytes(b'graph')
 
-    def check(*args):
+    def pairs(*args):
         raise ExportError('differs')
 
-    monkeypatch.setattr(graphs, 'write_onnx', write)
-    monkeypatch.setattr(graphs, 'check_parity', check)
+    monkeypatch.setattr(targets, 'write_onnx', write)
+    monkeypatch.setattr(targets, 'pairs', pairs)
     out = folder / 'wrong' / 'out.onnx'
     with pytest.raises(ExportError, match='differs'):
         export(str(SEGMENTOR), str(folder / f'{SEGMENTOR.stem}.pth'), out)

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from mmivit.apis.command import errors_told
-from mmivit.export.benchmark import COLUMNS, benchmark_export
+from mmivit.export.benchmark import benchmark_export
 from mmivit.models.ivit import ARCHITECTURES
 from mmivit.utils.tables import markdown_row, markdown_table
 from mmivit.utils.timing import machine
@@ -28,9 +28,12 @@ def main() -> None:
     parser.add_argument('--seconds', type=float, default=10, help='timing of each size, about')
     args = parser.parse_args()
     print(*(f'{key}: {value}' for key, value in machine('cpu').items()), sep='\n')
-    print(f'\n{markdown_table(COLUMNS, names=2)}', flush=True)
+    columns: tuple[str, ...] = ()
     with errors_told(), tempfile.TemporaryDirectory() as folder:
         for timed in benchmark_export(args.models, args.seconds, Path(folder)):
+            if timed.columns != columns:
+                columns = timed.columns
+                print(f'\n{markdown_table(columns, names=2)}', flush=True)
             print(markdown_row(timed.cells()), flush=True)
 
 

@@ -1,0 +1,153 @@
+"""Detectors' graphs against mmdet's own predictions, and what is refused."""
+
+import pytest
+import torch
+from mmdet.models import RetinaHead
+from mmdet.registry import MODELS
+from mmengine.config import Config, ConfigDict
+from torch import nn
+
+from mmivit.apis.models import build_model
+from mmivit.errors import ExportError
+from mmivit.export.benchmark import scatter
+from mmivit.export.targets import DetectorTarget, find_target
+from tests.conftest import CONFIGS
+
+ARCH = dict(depths=(1, 1, 1, 1), widths=(32, 64, 128, 256))
+SIZES = ((31, 31), (112, 137), (64, 400), (224, 224), (333, 250))
+ANCHORS = dict(type='AnchorGenerator', strides=[8, 16, 32], scales_per_octave=1)
+POINTS = dict(type='MlvlPointGenerator', offset=0, strides=[8, 16, 32])
+DENSE = {
+    'retinanet': dict(
+        type='RetinaHead',
+        anchor_generator=dict(octave_base_scale=4, ratios=[0.5, 1.0, 2.0], **ANCHORS),
+    ),
+    'atss': dict(
+        type='ATSSHead',
+        anchor_generator=dict(octave_base_scale=8, ratios=[1.0], **ANCHORS),
+        norm_cfg=dict(type='GN', num_groups=8),
+    ),
+    'fcos': dict(
+        type='FCOSHead',
+        strides=[8, 16, 32],
+        regress_ranges=((-1, 64), (64, 128), (128, 1e8)),
+        norm_cfg=dict(type='GN', num_groups=8),
+    ),
+    'rtmdet': dict(
+        type='RTMDetSepBNHead',
+        anchor_generator=POINTS,
+        bbox_coder=dict(type='DistancePointBBoxCoder'),
+        norm_cfg=dict(type='BN'),
+        exp_on_reg=True,
+        with_objectness=False,
+    ),
+}
+
+
+def config(kind):
+    """A small detector's config."""
+    cfg = Config.fromfile(CONFIGS / 'mask_rcnn_ivit_shapes.py')
+    model = cfg.model
+    model.backbone.arch = ConfigDict(ARCH)
+    if kind == 'faster':
+        model.type = 'FasterRCNN'
+        model.roi_head.mask_head = model.roi_head.mask_roi_extractor = None
+    elif kind != 'mask':
+        head = dict(num_classes=5, in_channels=48, feat_channels=48, stacked_convs=1)
+        test_cfg = dict(
+            nms_pre=100,
+            min_bbox_size=0,
+            score_thr=0.05,
+            nms=dict(type='nms', iou_threshold=0.5),
+            max_per_img=50,
+        )
+        cfg.model = dict(
+            type='SingleStageDetector',
+            data_preprocessor=model.data_preprocessor,
+            backbone=model.backbone,
+            neck=model.neck,
+            bbox_head={**head, **DENSE[kind]},
+            test_cfg=test_cfg,
+        )
+    return cfg
+
+
+def target_of(cfg):
+    """Its weights are random, and so small in dense heads that scores are not all 1."""
+    torch.manual_seed(0)
+    model = scatter(build_model(cfg))
+    with torch.no_grad():
+        for parameter in getattr(model, 'bbox_head', nn.Identity()).parameters():
+            parameter.mul_(0.3)
+    return find_target(model, cfg)
+
+
+@pytest.mark.parametrize('kind', ['mask', 'faster', *DENSE])
+def test_detections_are_those_of_mmdet(kind):
+    target = target_of(config(kind))
+    assert isinstance(target, DetectorTarget)
+    found = 0
+    for size in SIZES:
+        image = torch.randint(256, (1, 3, *size), generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            boxes, scores, labels, *masks = target.graph(image.float())
+            expected = target.reference(image.float())
+        found += len(boxes)
+        torch.testing.assert_close(boxes, expected[0], rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(scores, expected[1])
+        assert labels.tolist() == expected[2].tolist()
+        assert [mask.shape for mask in masks] == [(len(boxes), 28, 28)] * (kind == 'mask')
+    assert found > 20
+    assert target.graph.test_cfg['iou_threshold'] == 0.5
+
+
+def test_nothing_found_and_one_class_for_all_overlaps():
+    cfg = config('retinanet')
+    cfg.model.test_cfg.nms.class_agnostic = True
+    target = target_of(cfg)
+    image = torch.randint(256, (1, 3, 112, 137)).float()
+    with torch.no_grad():
+        torch.testing.assert_close(list(target.graph(image)), list(target.reference(image)))
+        target.model.bbox_head.test_cfg.score_thr = 1.0
+        assert [len(part) for part in target.graph(image)] == [0, 0, 0]
+
+
+@MODELS.register_module()
+class OwnPredict(RetinaHead):
+    """Predicts in its own way."""
+
+    def _predict_by_feat_single(self, *args, **kwargs):
+        return super()._predict_by_feat_single(*args, **kwargs)
+
+
+@MODELS.register_module()
+class OwnForward(RetinaHead):
+    """Computes in its own way, and predicts as others do."""
+
+    def forward_single(self, x):
+        logits, deltas = super().forward_single(x)
+        return logits + 1, deltas
+
+
+def test_a_head_is_known_by_how_it_predicts():
+    cfg = config('retinanet')
+    cfg.model.bbox_head.type = 'OwnForward'
+    target_of(cfg)
+    cfg.model.bbox_head.type = 'OwnPredict'
+    with pytest.raises(ExportError, match='OwnPredict has a _predict_by_feat_single of its own'):
+        target_of(cfg)
+
+
+def test_what_is_refused():
+    cfg = config('mask')
+    cfg.model.test_cfg.rcnn.nms = dict(type='soft_nms', iou_threshold=0.5)
+    with pytest.raises(ExportError, match=r'test_cfg.nms is soft_nms.*--backbone'):
+        target_of(cfg)
+    cfg = config('mask')
+    cfg.model.roi_head.mask_head.upsample_cfg = dict(type='carafe', scale_factor=2)
+    with pytest.raises(ExportError, match=r"is mmcv's CARAFE.*, an operator that ONNX has not"):
+        target_of(cfg)
+    model = build_model(config('retinanet'))
+    model.bbox_head = nn.Identity()
+    with pytest.raises(ExportError, match='neither proposals and heads on regions nor a dense'):
+        find_target(model, config('retinanet'))
