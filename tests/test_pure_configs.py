@@ -6,7 +6,7 @@ from mmivit.apis.check_data import check_datasets
 from mmivit.apis.config import read_config
 from mmivit.apis.inferencers import load_inferencer
 from mmivit.apis.models import build_model
-from mmivit.export.graphs import find_target
+from mmivit.export.targets import find_target
 from tests.conftest import CONFIGS, run_tool
 from tests.pure_configs import write_pure
 

@@ -24,7 +24,7 @@ from mmengine.utils import digit_version
 from mmengine.visualization import Visualizer
 
 from mmivit.apis.models import build_model
-from mmivit.export import graphs
+from mmivit.export import graphs, targets
 from mmivit.export.benchmark import scatter
 from mmivit.models import IViT
 from tests.conftest import ROOT, run_tool
@@ -303,7 +303,7 @@ def test_grad_cam(run, folder):
         np.testing.assert_allclose(cam(images, [target])[0], found['heat'], atol=1e-6)
 
 
-def trace(graph, path, outputs, channels, metadata):
+def trace(graph, path, outputs, channels, metadata, batch):
     """For one size, and in a tenth of the time; tests/export has the graphs for any size."""
     image = torch.rand(1, channels, SIDE, SIDE)
     names = dict(input_names=['image'], output_names=outputs)
@@ -317,8 +317,8 @@ def int8(run):
     if digit_version(torch.__version__) < digit_version('2.5.0'):
         pytest.skip('its exporter is too old')
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(graphs, 'write_onnx', trace)
-        patch.setattr(graphs, 'SIZES', ((1, SIDE, SIDE),))  # of the exporter's own check
+        patch.setattr(targets, 'write_onnx', trace)
+        patch.setattr(targets, 'SIZES', ((1, SIDE, SIDE),))  # of the exporter's own check
         return run('int8 with onnxruntime')[-1]
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
-MOST_PIXELS = 500_000_000  # of an image; more is taken for a bomb
+MOST_PIXELS = 89_478_485  # of an image, where Pillow warns of a bomb
 LEGIBLE = 480  # pixels; smaller images are enlarged for drawing
 LONGEST = 4096  # pixels, up to which they are
 OPACITY = 0.5  # of what is laid over a picture
@@ -90,11 +90,12 @@ def read_image(path: Path, colors: str = 'color') -> np.ndarray:
         path: of the file.
         colors: the loader's ``color_type``.
     """
-    Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # Pillow refuses twice as many
     kind, _, rest = colors.partition('_')
     if kind not in ('color', 'grayscale'):
         raise GraphError(f'the graph wants images of color_type={colors!r}, not known here')
     with Image.open(path) as image:
+        if image.width * image.height > MOST_PIXELS:
+            raise ValueError(f'{image.width} x {image.height} pixels, more than {MOST_PIXELS}')
         if kind == 'grayscale':
             image.draft('L', image.size)  # a JPEG's own luminance, as OpenCV takes it
         if rest != 'ignore_orientation':

@@ -63,7 +63,7 @@ def test_shipped_metafiles_are_clean(tmp_path):
             f'{METAFILE}: extra: no such config: None',
         ),
         (
-            lambda models, row: models[1].update(Name='mask_rcnn_ivit'),
+            lambda models, row: models[-1].update(Name='mask_rcnn_ivit'),
             f"{METAFILE}: Name 'mask_rcnn_ivit' in 2 rows",
         ),
         (

@@ -73,12 +73,13 @@ def config(kind):
 
 
 def target_of(cfg):
-    """Its weights are random, and so small in dense heads that scores are not all 1."""
+    """Its weights are random, and so small in the heads that scores are not all 1."""
     torch.manual_seed(0)
     model = scatter(build_model(cfg))
     with torch.no_grad():
-        for parameter in getattr(model, 'bbox_head', nn.Identity()).parameters():
-            parameter.mul_(0.3)
+        for name, parameter in model.named_parameters():
+            if 'head.' in name:
+                parameter.mul_(0.3)
     return find_target(model, cfg)
 
 
