@@ -43,6 +43,12 @@ class DetectorGraph(ImageGraph):
 
     with_masks = False
 
+    def __init__(self, *args: Any) -> None:
+        # torch's exporter knows its operators if they are there before the graph is traced.
+        import torchvision.ops  # noqa: F401
+
+        super().__init__(*args)
+
     @property
     @abstractmethod
     def test_cfg(self) -> dict[str, float]:

@@ -1,15 +1,21 @@
 """Detectors' graphs against mmdet's own predictions, and what is refused."""
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
-from mmdet.models import RetinaHead
+import torchvision.ops  # noqa: F401 (before anything is exported)
+from mmcv.ops import batched_nms
+from mmdet.models import RetinaHead, SingleRoIExtractor
 from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
 from torch import nn
 
 from mmivit.apis.models import build_model
 from mmivit.errors import ExportError
+from mmivit.export import write_onnx
 from mmivit.export.benchmark import scatter
+from mmivit.export.detectors import Candidates, pool, suppress
 from mmivit.export.targets import DetectorTarget, find_target
 from tests.conftest import CONFIGS
 
@@ -152,3 +158,48 @@ def test_what_is_refused():
     model.bbox_head = nn.Identity()
     with pytest.raises(ExportError, match='neither proposals and heads on regions nor a dense'):
         find_target(model, config('retinanet'))
+
+
+class Selection(nn.Module):
+    """Boxes, scores and classes read off an image, selected, and what lies in them pooled."""
+
+    def __init__(self):
+        super().__init__()
+        layer = dict(type='RoIAlign', output_size=7, sampling_ratio=0)
+        self.extractor = SingleRoIExtractor(layer, 3, [1, 2], finest_scale=8)
+
+    def candidates(self, image):
+        """(1, 3, H, W), 0 to 255 -> maps and n candidates."""
+        corner = image[0, :2].flatten(1).T[:200] / 16
+        size = image[0, [2, 0]].flatten(1).T[:200] / 12 + 1
+        sides = torch.tensor(image.shape[:1:-1] * 2)  # W, H, W, H: as detectors clip theirs
+        boxes = torch.cat([corner, corner + size], 1).minimum(sides)
+        scores = image[0, 1].flatten()[-200:] / 255
+        groups = (image[0, 2].flatten()[-200:] / 100).long()
+        return (image, image[..., ::2, ::2].contiguous()), Candidates(boxes, scores, groups)
+
+    def forward(self, image):
+        maps, found = self.candidates(image)
+        kept = suppress(found, found.scores > 0.3, dict(iou_threshold=0.4), 40)
+        return found.boxes[kept], found.scores[kept], pool(self.extractor, maps, found.boxes[kept])
+
+
+def test_selection_and_pooling_in_onnxruntime_are_mmcvs(tmp_path):
+    model = Selection().eval()
+    write_onnx(model, tmp_path / 'graph.onnx', ['boxes', 'scores', 'pooled'], batch=1)
+    session = onnxruntime.InferenceSession(str(tmp_path / 'graph.onnx'))
+    for height, width in ((20, 31), (64, 40)):
+        image = 255 * torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(1))
+        maps, (boxes, scores, groups) = model.candidates(image)
+        good = scores > 0.3
+        nms = dict(type='nms', iou_threshold=0.4)
+        boxes, _ = batched_nms(boxes[good], scores[good], groups[good], nms)
+        rois = torch.cat([torch.zeros(len(boxes[:40]), 1), boxes[:40, :4]], 1)
+        expected = boxes[:40, :4], boxes[:40, 4], model.extractor(maps, rois)
+        assert len(set(model.extractor.map_roi_levels(rois, 2).tolist())) == 2
+        found = session.run(None, dict(image=image.numpy()))
+        assert len(found[0]) > 5
+        for one, two in zip(found, expected):
+            torch.testing.assert_close(torch.from_numpy(one), two, rtol=1e-4, atol=1e-3)
+    image = np.zeros((1, 3, 33, 29), np.float32)
+    assert [len(part) for part in session.run(None, dict(image=image))] == [0, 0, 0]
