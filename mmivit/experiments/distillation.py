@@ -26,7 +26,7 @@ from mmivit.experiments.classification import (
     held_out_accuracy,
     train_classifier,
 )
-from mmivit.experiments.runs import BaseRun, RunLog, make_runs, train_and_score
+from mmivit.experiments.runs import BaseRun, RunLog, make_phases, train_and_score
 from mmivit.experiments.warm_start import Data, run_config, silenced
 from mmivit.weights.checkpoint import write_checkpoint
 from mmivit.weights.converters import convert
@@ -185,11 +185,8 @@ def distil(
         ValueError: ``runs.jsonl`` is damaged, or ``jobs`` negative.
         RuntimeError: a run failed.
     """
-    log = RunLog(folder / 'runs.jsonl')
-    phases = plan(budget, data, seeds)
-    for runs in phases:
-        make_runs(runs, partial(train, data=data, configs=configs, folder=folder), log, jobs)
-    return log, [run for runs in phases for run in runs]
+    make = partial(train, data=data, configs=configs, folder=folder)
+    return make_phases(plan(budget, data, seeds), make, folder, jobs)
 
 
 def train(run: Run, data: Data, configs: Path, folder: Path) -> dict[str, object]:

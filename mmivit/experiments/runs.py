@@ -9,7 +9,7 @@ import statistics
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
@@ -131,6 +131,32 @@ def make_runs(
             for worker in multiprocessing.active_children():
                 worker.terminate()
             raise
+
+
+def make_phases(
+    phases: Sequence[Sequence[AnyRun]],
+    train: Callable[[AnyRun], dict],
+    folder: Path,
+    jobs: int = 0,
+) -> tuple[RunLog, list[AnyRun]]:
+    """Make runs in phases, each of which needs what those before it have written.
+
+    Args:
+        phases: the runs of each.
+        train: as in :func:`make_runs`, as ``jobs`` is.
+        folder: has ``runs.jsonl``, one record per finished run.
+
+    Returns:
+        All records, and the runs of all phases.
+
+    Raises:
+        ValueError: ``runs.jsonl`` is damaged, or ``jobs`` negative.
+        RuntimeError: a run failed.
+    """
+    log = RunLog(folder / 'runs.jsonl')
+    for runs in phases:
+        make_runs(runs, train, log, jobs)
+    return log, [run for runs in phases for run in runs]
 
 
 def _start_worker(log: Path, threads: int) -> None:

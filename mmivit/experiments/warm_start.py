@@ -35,7 +35,7 @@ from mmivit.experiments.runs import (
     BaseRun,
     RunLog,
     boxes_only,
-    make_runs,
+    make_phases,
     set_budget,
     train_and_score,
 )
@@ -239,12 +239,8 @@ def warm_start(
         ValueError: ``runs.jsonl`` is damaged, or ``jobs`` negative.
         RuntimeError: a run failed.
     """
-    log = RunLog(folder / 'runs.jsonl')
-    phases = plan(budget, data, seeds)
-    for runs in phases:
-        make = partial(train, data=data, configs=configs, folder=folder, tried=budget.tried)
-        make_runs(runs, make, log, jobs)
-    return log, [run for runs in phases for run in runs]
+    make = partial(train, data=data, configs=configs, folder=folder, tried=budget.tried)
+    return make_phases(plan(budget, data, seeds), make, folder, jobs)
 
 
 def train(
