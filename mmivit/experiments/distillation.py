@@ -49,17 +49,18 @@ class Way(NamedTuple):
     images: str = 'the same'
     by_block: bool = False
     learns: str = ''
-    rate: float = 1e-3
+    rate: float = 3e-4
 
 
-BASE = 'all, end to end, 1e-3'
+BASE = 'all, end to end, 3e-4'
 WAYS = {
     BASE: Way(),
-    'all, end to end, 3e-4': Way(rate=3e-4),
-    'all, block by block, 1e-3': Way(by_block=True),
-    'all, block by block, 3e-4': Way(by_block=True, rate=3e-4),
-    'attention, end to end, 1e-3': Way(learns=ATTENTION),
-    'attention, end to end, 3e-4': Way(learns=ATTENTION, rate=3e-4),
+    'all, end to end, 1e-3': Way(rate=1e-3),
+    'all, end to end, 1e-4': Way(rate=1e-4),
+    'all, block by block, 1e-3': Way(by_block=True, rate=1e-3),
+    'all, block by block, 3e-4': Way(by_block=True),
+    'attention, end to end, 1e-3': Way(learns=ATTENTION, rate=1e-3),
+    'attention, end to end, 3e-4': Way(learns=ATTENTION),
     'on other images': Way(images='other'),
     'at twice the side': Way(images='larger'),
 }
