@@ -160,6 +160,29 @@ def test_any_two_models_with_the_same_blocks_will_do(teacher):
     assert all((named[name] == 2).all() for name in named if name.endswith('locality'))
 
 
+def test_a_plain_vision_transformer_learns_from_timms(tmp_path):
+    cfg = Config.fromfile(CONFIGS / 'examples/distill_vit.py').model
+    small = dict(depth=2, embed_dim=48, num_heads=3)
+    cfg.teacher.update(pretrained=False, **small)
+    cfg.student.update(small)
+    model = MODELS.build(cfg)
+    assert model.blocks == ['blocks.0', 'blocks.1']
+    x = torch.randn(1, 3, 96, 128)  # of another shape than either was made for
+    losses = model(x, mode='loss')
+    assert set(losses) == {'loss_features', 'loss_outputs', 'error_blocks'}
+    assert 0 < losses['error_blocks'] < 1
+    weights = {n.removeprefix('student.'): t for n, t in model.state_dict().items()}
+    torch.save(weights, tmp_path / 'vit.pth')
+    loaded = timm.create_model(
+        cfg.student.model_name,
+        checkpoint_path=str(tmp_path / 'vit.pth'),
+        dynamic_img_size=True,
+        **small,
+    )
+    same = loaded.eval().forward_features(x) - model.student.eval().forward_features(x)
+    assert same.abs().max() == 0
+
+
 def wrong_teachers():
     resnet = {'conv1.weight': torch.zeros(8, 3, 7, 7), 'layer1.0.conv1.weight': torch.zeros(8)}
     larger = IViTClassifier(NANO, num_classes=0, attention='mhsa').state_dict()
