@@ -47,20 +47,21 @@ class Way(NamedTuple):
     """
 
     images: str = 'the same'
-    by_block: bool = False
+    by_block: bool = True
     learns: str = ''
-    rate: float = 3e-4
+    rate: float = 1e-3
 
 
-BASE = 'all, end to end, 3e-4'
+BASE = 'all, block by block, 1e-3'
 WAYS = {
     BASE: Way(),
-    'all, end to end, 1e-3': Way(rate=1e-3),
-    'all, end to end, 1e-4': Way(rate=1e-4),
-    'all, block by block, 1e-3': Way(by_block=True, rate=1e-3),
-    'all, block by block, 3e-4': Way(by_block=True),
-    'attention, end to end, 1e-3': Way(learns=ATTENTION, rate=1e-3),
-    'attention, end to end, 3e-4': Way(learns=ATTENTION),
+    'all, block by block, 3e-4': Way(rate=3e-4),
+    'all, end to end, 1e-3': Way(by_block=False),
+    'all, end to end, 3e-4': Way(by_block=False, rate=3e-4),
+    'all, end to end, 1e-4': Way(by_block=False, rate=1e-4),
+    'attention, block by block, 1e-3': Way(learns=ATTENTION),
+    'attention, end to end, 1e-3': Way(by_block=False, learns=ATTENTION),
+    'attention, end to end, 3e-4': Way(by_block=False, learns=ATTENTION, rate=3e-4),
     'on other images': Way(images='other'),
     'at twice the side': Way(images='larger'),
 }
