@@ -1,7 +1,9 @@
 """predict.py beside the stock inferencers: images per second, from files to files.
 
 All that is compared runs in turn in one process, in another order each round, each with its model
-built anew and its pictures and records written; medians over rounds are reported.
+built anew and its pictures and records written; medians over rounds are reported. Both draw what
+scores above 0.3. Images are as large as those that predict.py draws at their own size, as the stock
+inferencers do with any; smaller ones it enlarges for drawing, so that its pictures are larger.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import cv2
 import torch
 
 from mmivit.apis.config import check_scope, read_config
@@ -29,6 +32,7 @@ def benchmark_predict(
     config: str,
     checkpoint: str | None,
     images: int,
+    size: int,
     rounds: int,
     folder: Path,
     device: str | None = None,
@@ -39,6 +43,7 @@ def benchmark_predict(
         config: of mmdet or mmseg.
         checkpoint: weights; random ones, which find nothing to draw, if not given.
         images: how many are drawn and predicted.
+        size: to which they are scaled, pixels a side.
         rounds: how often each.
         folder: for images and predictions.
         device: as predict.py takes it.
@@ -46,6 +51,8 @@ def benchmark_predict(
     cfg = read_config(config)
     write_dataset(folder / 'data', ShapesSpec(train=1, val=images))
     photos = sorted((folder / 'data/images/validation').iterdir())
+    for photo in photos:
+        cv2.imwrite(str(photo), cv2.resize(cv2.imread(str(photo)), (size, size)))
     if not checkpoint:
         checkpoint = str(folder / 'random.pth')
         torch.manual_seed(0)
