@@ -1,4 +1,4 @@
-"""predict.py beside the stock inferencers: images per second, from files to files.
+"""predict.py beside the stock inferencers and visualisers: images per second, files to files.
 
 All that is compared runs in turn in one process, in another order each round, each with its model
 built anew and its pictures and records written; medians over rounds are reported. Both draw what
@@ -21,6 +21,7 @@ import torch
 
 from mmivit.apis.config import check_scope, read_config
 from mmivit.apis.models import build_model
+from mmivit.apis.pictures import DRAWERS
 from mmivit.apis.predict import predict
 from mmivit.datasets.shapes import ShapesSpec, write_dataset
 
@@ -104,15 +105,16 @@ def _stock(
     batch: int,
     count: int,
 ) -> None:
-    inputs = list(map(str, photos))
+    inputs, cfg = list(map(str, photos)), read_config(config)
+    cfg.visualizer = dict(type=DRAWERS[scope][1], name='stock')  # the shipped configs have ours
     if scope == 'mmdet':
         from mmdet.apis import DetInferencer
 
-        inferencer = DetInferencer(config, checkpoint, device=device, show_progress=False)
+        inferencer = DetInferencer(cfg, checkpoint, device=device, show_progress=False)
         inferencer(inputs, batch_size=batch, out_dir=str(out), no_save_pred=False)
     else:
         from mmseg.apis import MMSegInferencer
 
-        inferencer = MMSegInferencer(config, checkpoint, device=device)
+        inferencer = MMSegInferencer(cfg, checkpoint, device=device)
         inferencer.show_progress = False
         inferencer(inputs, batch_size=batch, out_dir=str(out))
