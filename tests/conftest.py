@@ -44,10 +44,21 @@ SLOW = (
     'tests/test_recipes.py',
     'tests/weights/test_converters.py::test_caformer_computes_the_same',
 )
+# Files that take longest, begun first: at the end one process would wait for the other.
+LONGEST = (
+    'tests/test_faults.py',
+    'tests/export/test_graphs.py',
+    'tests/experiments/',
+    'tests/test_packaging.py',
+    'tests/test_distributed.py',
+    'tests/test_end_to_end.py',
+    'tests/models/test_torch_module.py',
+)
 FORKS = 'onedl-mmengine' in metadata.packages_distributions()['mmengine']
 
 
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
     for item in items:
         fixtures = item._fixtureinfo.name2fixturedefs
         used = [item.function, *(fixture.func for name in fixtures for fixture in fixtures[name])]

@@ -16,8 +16,8 @@ from pathlib import Path
 
 STACK = ['torch', 'mmengine.runner', 'mmcv.ops', 'mmdet.apis', 'mmseg.apis', 'timm']
 
-_context = get_context('forkserver')
-_context.set_forkserver_preload(STACK)
+context = get_context('forkserver')
+context.set_forkserver_preload(STACK)
 
 
 class Forked:
@@ -34,7 +34,7 @@ class Forked:
         self.args = [str(script), *map(str, args)]
         self.folder = tempfile.TemporaryDirectory()
         env = {**os.environ, **{name: str(value) for name, value in env.items()}}
-        self.process = _context.Process(
+        self.process = context.Process(
             target=_run, args=(self.args, str(cwd), self.folder.name, env)
         )
         self.process.start()

@@ -1,7 +1,9 @@
-"""predict.py beside the stock inferencers: images per second, from files to files.
+"""predict.py beside the stock inferencers and visualisers: images per second, files to files.
 
 All that is compared runs in turn in one process, in another order each round, each with its model
-built anew and its pictures and records written; medians over rounds are reported.
+built anew and its pictures and records written; medians over rounds are reported. Both draw what
+scores above 0.3. Images are as large as those that predict.py draws at their own size, as the stock
+inferencers do with any; smaller ones it enlarges for drawing, so that its pictures are larger.
 """
 
 from __future__ import annotations
@@ -14,10 +16,12 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import cv2
 import torch
 
 from mmivit.apis.config import check_scope, read_config
 from mmivit.apis.models import build_model
+from mmivit.apis.pictures import DRAWERS
 from mmivit.apis.predict import predict
 from mmivit.datasets.shapes import ShapesSpec, write_dataset
 
@@ -29,6 +33,7 @@ def benchmark_predict(
     config: str,
     checkpoint: str | None,
     images: int,
+    size: int,
     rounds: int,
     folder: Path,
     device: str | None = None,
@@ -39,6 +44,7 @@ def benchmark_predict(
         config: of mmdet or mmseg.
         checkpoint: weights; random ones, which find nothing to draw, if not given.
         images: how many are drawn and predicted.
+        size: to which they are scaled, pixels a side.
         rounds: how often each.
         folder: for images and predictions.
         device: as predict.py takes it.
@@ -46,6 +52,8 @@ def benchmark_predict(
     cfg = read_config(config)
     write_dataset(folder / 'data', ShapesSpec(train=1, val=images))
     photos = sorted((folder / 'data/images/validation').iterdir())
+    for photo in photos:
+        cv2.imwrite(str(photo), cv2.resize(cv2.imread(str(photo)), (size, size)))
     if not checkpoint:
         checkpoint = str(folder / 'random.pth')
         torch.manual_seed(0)
@@ -97,15 +105,16 @@ def _stock(
     batch: int,
     count: int,
 ) -> None:
-    inputs = list(map(str, photos))
+    inputs, cfg = list(map(str, photos)), read_config(config)
+    cfg.visualizer = dict(type=DRAWERS[scope][1], name='stock')  # the shipped configs have ours
     if scope == 'mmdet':
         from mmdet.apis import DetInferencer
 
-        inferencer = DetInferencer(config, checkpoint, device=device, show_progress=False)
+        inferencer = DetInferencer(cfg, checkpoint, device=device, show_progress=False)
         inferencer(inputs, batch_size=batch, out_dir=str(out), no_save_pred=False)
     else:
         from mmseg.apis import MMSegInferencer
 
-        inferencer = MMSegInferencer(config, checkpoint, device=device)
+        inferencer = MMSegInferencer(cfg, checkpoint, device=device)
         inferencer.show_progress = False
         inferencer(inputs, batch_size=batch, out_dir=str(out))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import HOOKS, VISBACKENDS, VISUALIZERS
@@ -11,6 +13,7 @@ from mmivit.apis.config import tested_dataset
 from mmivit.datasets.loaders import decodes_as_stock, find_loaders
 from mmivit.errors import LaunchError
 from mmivit.registry import class_of
+from mmivit.utils.canvas import QuickCanvas
 from mmivit.utils.fonts import AnyScript
 
 MOST_WIDTH = 2**14  # pixels of a legend; longer names are cut off
@@ -79,8 +82,13 @@ def draw_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: f
         cfg.visualizer.vis_backends = backends
 
 
-class _Canvas(AnyScript, Visualizer):
+class _Canvas(AnyScript, QuickCanvas, Visualizer):
     """A visualiser for texts alone."""
+
+
+@cache
+def _canvas() -> _Canvas:
+    return _Canvas()
 
 
 def draw_legend(height: int, entries: dict[str, tuple[int, int, int]]) -> np.ndarray:
@@ -97,7 +105,7 @@ def draw_legend(height: int, entries: dict[str, tuple[int, int, int]]) -> np.nda
     tops = [int(4 + i * line) for i in range(len(entries))]
     for top, colour in zip(tops, entries.values()):
         legend[top : top + box, left : left + box] = colour
-    canvas = _Canvas()
+    canvas = _canvas()
     canvas.set_image(legend)
     canvas.draw_texts(
         list(entries),
@@ -107,5 +115,5 @@ def draw_legend(height: int, entries: dict[str, tuple[int, int, int]]) -> np.nda
         colors='k',
     )
     drawn = canvas.get_image()
-    used = np.flatnonzero((drawn != 255).any((0, 2)))
+    used = np.flatnonzero((drawn.min(0) != 255).any(1))
     return drawn[:, : used.max() + left + 1 if len(used) else 1]

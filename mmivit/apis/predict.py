@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -141,7 +141,7 @@ def predict(
         cfg_options: what to override in the config, by dotted key.
         batch_size: images that the model takes at once; they are of one shape, so that the
             results don't depend on it, but for rounding.
-        processes: how many predict, each with a model of its own.
+        processes: how many predict, this one among them, each with a model of its own.
         opacity: of masks and colours of classes in pictures, from 0 to 1; that of the config's
             visualiser if not given.
 
@@ -171,10 +171,11 @@ def predict(
             f'{printable(existing[0])} exists ({len(existing)} such files); '
             'name another --out, or replace them with --force'
         )
+    predictor = _predictor(settings, cfg)
     if processes > 1:
-        outcomes = _in_processes(settings, tasks, processes)
+        outcomes = _in_processes(predictor, settings, tasks, processes)
     else:
-        outcomes = _outcomes(_predictor(settings, cfg), tasks, batch_size, shown=True)
+        outcomes = _outcomes(predictor, tasks, batch_size, shown=True)
     found = {}
     with tqdm(total=len(tasks), unit='file') as bar:
         for outcome in outcomes:
@@ -344,28 +345,52 @@ def _predict_video(
     return Outcome(task.path, doubt=doubt, frames=len(records))
 
 
-def _in_processes(settings: Settings, tasks: list[Task], count: int) -> Iterator[Outcome]:
-    """Predict in several processes, each of which takes a share when it has done the one before."""
+def _in_processes(
+    predictor: Detector | Segmentor, settings: Settings, tasks: list[Task], count: int
+) -> Iterator[Outcome]:
+    """Predict in several processes, each of which takes a share when it has done the one before.
+
+    This one is the first of them: it is through with some shares before the others have imported
+    what they need.
+    """
     images = [task for task in tasks if not task.is_video]
     size = max(1, min(SHARE * settings.batch_size, -(-len(images) // count)))
     shares = [images[first : first + size] for first in range(0, len(images), size)]
     shares += [[task] for task in tasks if task.is_video]
-    count = min(count, len(shares))
+    own, shares = shares[0], shares[1:]
+    count = min(count, 1 + len(shares))
+    if not shares:
+        yield from _outcomes(predictor, own, settings.batch_size, shown=True)
+        return
     context = multiprocessing.get_context('spawn')  # forked, torch's threads and CUDA fail
     ranks = context.Queue()
-    for rank in range(count):
+    for rank in range(1, count):
         ranks.put(rank)
     begin: Callable = _begin
-    with ProcessPoolExecutor(count, context, begin, (ranks, count, is_quiet())) as pool:
+    threads = torch.get_num_threads(), cv2.getNumThreads()
+    with ProcessPoolExecutor(count - 1, context, begin, (ranks, count, is_quiet())) as pool:
         try:
-            for done in as_completed([pool.submit(_predict_share, settings, s) for s in shares]):
-                yield from done.result()
+            left = {pool.submit(_predict_share, settings, share): share for share in shares}
+            _share_cores(count)
+            yield from _outcomes(predictor, own, settings.batch_size)
+            while left:
+                mine = next((future for future in reversed(left) if future.cancel()), None)
+                if mine:
+                    yield from _outcomes(predictor, left.pop(mine), settings.batch_size)
+                else:
+                    wait(left, return_when=FIRST_COMPLETED)
+                for future in [future for future in left if future.done()]:
+                    del left[future]
+                    yield from future.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+        finally:
+            torch.set_num_threads(threads[0])
+            cv2.setNumThreads(threads[1])
 
 
-_process: dict = {}  # of a process: its rank, and its predictor once there is one
+_process: dict = {}  # of a process that another has started: its rank, and its predictor if any
 
 
 def _begin(ranks: Any, count: int, quietly: bool) -> None:
@@ -374,8 +399,11 @@ def _begin(ranks: Any, count: int, quietly: bool) -> None:
     if quietly:
         _process['quiet'] = quiet(told=False)
         _process['quiet'].__enter__()  # to the end
-    if _process['rank']:
-        sys.stdout = sys.stderr = open(os.devnull, 'w')  # noqa: SIM115 - to the end
+    sys.stdout = sys.stderr = open(os.devnull, 'w')  # noqa: SIM115 - to the end
+    _share_cores(count)
+
+
+def _share_cores(count: int) -> None:
     torch.set_num_threads(max(1, torch.get_num_threads() // count))
     cv2.setNumThreads(max(1, cv2.getNumThreads() // count))
 

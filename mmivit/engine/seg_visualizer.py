@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 from mmengine.structures import PixelData
 from mmseg.visualization import SegLocalVisualizer
 
 from mmivit.registry import VISUALIZERS
+from mmivit.utils.canvas import QuickCanvas
 from mmivit.utils.fonts import AnyScript
 
 LEAST_TEXT = 8  # points
 
 
 @VISUALIZERS.register_module()
-class SegVisualizer(AnyScript, SegLocalVisualizer):
+class SegVisualizer(AnyScript, QuickCanvas, SegLocalVisualizer):
     """mmseg's, which passes the image's memory layout and the names of classes on to OpenCV.
 
     OpenCV draws on rows of pixels alone, and mmseg's ``browse_dataset.py`` gives views of another
@@ -35,11 +38,15 @@ class SegVisualizer(AnyScript, SegLocalVisualizer):
         palette: list,
         with_labels: bool | None = True,
     ) -> np.ndarray:
-        drawn = super()._draw_sem_seg(image, sem_seg, classes, palette, with_labels=False)
+        labels = np.asarray(sem_seg.cpu().data)[0].astype(int)  # (H, W)
+        found = np.flatnonzero(np.bincount(labels.ravel())[: len(classes)])
+        drawn = self._tinted(image, (0, 0, 0))  # what is of no class
+        for label in found:
+            where = (labels == label).view(np.uint8)
+            cv2.copyTo(self._tinted(image, palette[label]), where, drawn)
+        self.set_image(drawn)
         if not with_labels:
             return drawn
-        labels = np.asarray(sem_seg.cpu().data)[0].astype(int)  # (H, W)
-        found = [label for label in np.unique(labels) if label < len(classes)]
         places = [self._get_center_loc(labels == label) for label in found]
         colours = [tuple(int(part) for part in palette[label]) for label in found]
         self.draw_texts(
@@ -53,3 +60,8 @@ class SegVisualizer(AnyScript, SegLocalVisualizer):
             ],
         )
         return self.get_image()
+
+    def _tinted(self, image: np.ndarray, colour: Sequence[int]) -> np.ndarray:
+        """An image (H, W, 3) under a colour; its 256 values once, and not every pixel of it."""
+        values = np.arange(256)[:, None] * (1 - self.alpha) + np.array(colour) * self.alpha
+        return cv2.LUT(image, values.astype(np.uint8)[None])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mmivit.analysis.benchmark_predict import COLUMNS, benchmark_predict
 from mmivit.apis.command import add_verbose, errors_told, quietly
+from mmivit.apis.inferencers import LEGIBLE
 from mmivit.utils.tables import markdown_table
 from mmivit.utils.timing import machine
 
@@ -18,6 +19,12 @@ def main() -> None:
     parser.add_argument('config', help='config file')
     parser.add_argument('--checkpoint', help='weights; random ones if not given')
     parser.add_argument('--images', type=int, default=200, help='how many')
+    parser.add_argument(
+        '--size',
+        type=int,
+        default=LEGIBLE,
+        help='of their sides, pixels; smaller are enlarged by us',
+    )
     parser.add_argument('--rounds', type=int, default=3, help='how often each')
     parser.add_argument('--device', default='cpu')
     add_verbose(parser)
