@@ -161,7 +161,6 @@ def test_fsdp_with_blocks_as_units_trains_as_one(shapes):
 
 
 def test_dist_scripts_train_and_test(shapes):
-    """Training in one process; that of two by this script is in test_faults.py."""
     config = CONFIGS / 'upernet_ivit_shapes.py'
     options = [
         '--cfg-options',
@@ -171,7 +170,7 @@ def test_dist_scripts_train_and_test(shapes):
     ]
     python = {'PATH': f'{sys.prefix}/bin:{os.environ["PATH"]}', 'PORT': '29713'}
     for command in (
-        ['dist_train.sh', config, '1', '--work-dir', 'dist', *options],
+        ['dist_train.sh', config, '2', '--work-dir', 'dist', *options],
         ['dist_test.sh', config, 'dist/iter_2.pth', '2', '--work-dir', 'dist'],
     ):
         done = subprocess.run(
