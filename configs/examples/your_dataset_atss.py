@@ -2,7 +2,7 @@
 
     python tools/train.py configs/examples/your_dataset_atss.py
 
-A step on a CPU takes a quarter of Faster R-CNN's, which looks at 512 regions of every image.
+A step on a CPU takes a quarter of that of Faster R-CNN with 512 regions.
 """
 
 _base_ = 'your_dataset_boxes.py'

@@ -25,6 +25,7 @@ epochs = 36
 arch = 'tiny'  # 'nano' for a CPU or a laptop
 weights = 'timm://caformer_s18.sail_in22k_ft_in1k'  # or a file; None: from scratch
 width = 256  # channels of the neck and the heads; 64 for a CPU or a laptop
+regions = 512  # of an image that a step learns from; 64 for a CPU or a laptop
 # ------------------------------------------------------------------------------------------------
 
 model = dict(
@@ -37,6 +38,10 @@ model = dict(
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=width),
         bbox_head=dict(in_channels=width, fc_out_channels=4 * width, num_classes=len(classes)),
+    ),
+    train_cfg=dict(
+        rpn_proposal=dict(nms_pre=min(2000, 8 * regions), max_per_img=min(1000, 4 * regions)),
+        rcnn=dict(sampler=dict(num=regions)),
     ),
 )
 

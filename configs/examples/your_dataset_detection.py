@@ -26,6 +26,7 @@ epochs = 36
 arch = 'tiny'  # 'nano' for a CPU or a laptop
 weights = 'timm://caformer_s18.sail_in22k_ft_in1k'  # or a file; None: from scratch
 width = 256  # channels of the neck and the heads; 64 for a CPU or a laptop
+regions = 512  # of an image that a step learns from; 64 for a CPU or a laptop
 # ------------------------------------------------------------------------------------------------
 
 num_classes = len(classes)
@@ -41,6 +42,10 @@ model = dict(
         bbox_head=dict(in_channels=width, fc_out_channels=4 * width, num_classes=num_classes),
         mask_roi_extractor=dict(out_channels=width),
         mask_head=dict(in_channels=width, conv_out_channels=width, num_classes=num_classes),
+    ),
+    train_cfg=dict(
+        rpn_proposal=dict(nms_pre=min(2000, 8 * regions), max_per_img=min(1000, 4 * regions)),
+        rcnn=dict(sampler=dict(num=regions)),
     ),
 )
 

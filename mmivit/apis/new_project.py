@@ -32,6 +32,7 @@ from mmivit.utils.text import listed, printable
 EXAMPLES = dict(boxes=('boxes', 'atss'), masks=('detection',), labels=('segmentation',))
 BLOCK = re.compile(r'(?s)(# ---- yours -+\n)(.*?)(# -+\n)')
 SMALL = dict(arch='nano', weights=None, width=64)  # for a CPU or a laptop
+SMALL_DETECTOR = dict(SMALL, regions=64)
 LARGEST = (1333, 800)  # pixels; larger images are scaled down to fit, if nothing else is said
 CROP = 512
 
@@ -122,7 +123,8 @@ def new_project(
         f'{counts["val"]} of {of_groups["val"]} held out (split.csv); {task}, '
         f'{len(names)} classes: {listed(names)}'
     )
-    settings = _block(read, task, names, sizes) | (SMALL if small else {}) | (settings or {})
+    reduced = {} if not small else SMALL if task == 'labels' else SMALL_DETECTOR
+    settings = _block(read, task, names, sizes) | reduced | (settings or {})
     place = 'images' if copy else str(images.resolve())
     partial = project.with_name(f'.{project.name}.partial')
     shutil.rmtree(partial, ignore_errors=True)
