@@ -16,6 +16,7 @@ model = dict(
     ),
     student=dict(_delete_=True, model_name='vit_small_patch16_224_imhsa', landmarks=7, **vit),
     blocks=r'blocks\.\d+',
+    by_block=False,  # a block learns where its patches lie from the whole pass
     # of these weights, in timm's own configuration of them
     data_preprocessor=dict(mean=[127.5] * 3, std=[127.5] * 3),
 )

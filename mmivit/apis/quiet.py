@@ -44,6 +44,7 @@ NOISE = re.compile(
 DUMPS = re.compile(
     r'\n-+\nSystem environment:|Config:\n|Hooks will be executed in the following order'
     r'|paramwise_options -- '
+    r'|\S+ is skipped since its requires_grad='
 )
 
 
@@ -67,7 +68,7 @@ def quiet(told: bool = True) -> Iterator[None]:
         text = record.getMessage()
         in_file = len(screen) < len(logger.handlers)
         is_noise = record.levelno <= logging.WARNING and NOISE.search(text)
-        is_dump = record.levelno <= logging.INFO and DUMPS.match(text) and in_file
+        is_dump = record.levelno <= logging.WARNING and DUMPS.match(text) and in_file
         if not is_noise and not is_dump:
             stock(logger, record)
             return
@@ -121,6 +122,6 @@ def _told(counts: _Counts) -> str:
     parts = [f'{counts.noise} warnings of other packages that no setting mends'] * bool(
         counts.noise
     )
-    parts += [f'{counts.dumped} entries on config, environment and hooks'] * bool(counts.dumped)
+    parts += [f'{counts.dumped} entries on config, environment, hooks and rates'] * bool(counts.dumped)
     where = f', which are in {counts.file}' if counts.dumped else ''
     return f'Left out: {" and ".join(parts)}{where}. --verbose shows all.'

@@ -2,7 +2,9 @@
 
 A student that starts from the weights of a model with ordinary attention differs from it by what
 landmarks summarise. Unlabelled images close the gap: after every block the student's features are
-compared with the teacher's and, where the teacher classifies, so is what it answers.
+compared with the teacher's. Each block starts from the teacher's features, which brings the
+student nearer in less time than training it from end to end (docs/pretraining.md); so trained it may
+learn what the teacher answers, too.
 
     model = dict(
         type='mmivit.DistilledIViT',
@@ -59,9 +61,10 @@ class DistilledIViT(BaseModel):
         blocks: pattern of the names of the modules that are compared.
         learns: pattern of the names of the student's parameters that learn; they need only begin
             so. '' is all but the head.
-        by_block: give each block the teacher's features to start from. By default it gets those of
-            the student's block before it, and its errors with them.
-        output_weight: weight of the loss of the outputs.
+        by_block: give each block the teacher's features to start from; if not, it gets those of the
+            student's block before it, and its errors with them.
+        output_weight: weight of the loss of the outputs, which there is if not ``by_block`` and
+            where the teacher classifies.
         data_preprocessor: as in every model of MMEngine's; the teacher's mean and deviation.
 
     Raises:
@@ -76,7 +79,7 @@ class DistilledIViT(BaseModel):
         student: dict,
         blocks: str = r'stages\.[23]\.blocks\.\d+',
         learns: str = '',
-        by_block: bool = False,
+        by_block: bool = True,
         output_weight: float = 1.0,
         data_preprocessor: dict | nn.Module | None = None,
     ) -> None:

@@ -34,6 +34,7 @@ def test_noise_is_counted_and_all_else_is_shown(tmp_path, capfd, monkeypatch):
         logger.warning(PREFIX)
         logger.info('Config:\nmodel = dict()')
         logger.info('paramwise_options -- norm.weight:weight_decay=0')
+        logger.warning('stem.weight is skipped since its requires_grad=False')
         logger.info('IViT: 143 of 143 tensors found')
         logger.warning('Total batch is 4')
         logger.error('Config:\nbroken')
@@ -45,12 +46,13 @@ def test_noise_is_counted_and_all_else_is_shown(tmp_path, capfd, monkeypatch):
         warn('ours', FutureWarning, str(OWN / 'registry.py'))
     screen = ''.join(capfd.readouterr())
     log = (tmp_path / 'run.log').read_text()
-    for text in ('prefix is not set', 'model = dict', 'paramwise', '143 of 143', 'Total batch'):
+    for text in ('prefix is not set', 'model = dict', 'paramwise', 'skipped since', '143 of 143'):
         assert text in log
     for text in (
         'prefix is not set',
         'model = dict',
         'paramwise',
+        'skipped since',
         ' old name\n',
         'build_loss',
         'polygon',
@@ -59,7 +61,7 @@ def test_noise_is_counted_and_all_else_is_shown(tmp_path, capfd, monkeypatch):
     for text in ('143 of 143', 'Total batch', 'broken', 'too many workers', 'my own old', 'ours'):
         assert text in screen
     last = screen.splitlines()[-1]
-    assert last.startswith('Left out: 4 warnings of other packages that no setting mends and 2 ')
+    assert last.startswith('Left out: 4 warnings of other packages that no setting mends and 3 ')
     assert str(tmp_path / 'run.log') in last
 
 

@@ -59,7 +59,7 @@ def squares(one, other):
 
 
 def test_the_loss_is_that_of_its_definition(teacher):
-    model = build(teacher, output_weight=0.5)
+    model = build(teacher, by_block=False, output_weight=0.5)
     losses = model(images(), mode='loss')
     with torch.no_grad():
         own, last = walk(model.student, images())
@@ -74,7 +74,7 @@ def test_the_loss_is_that_of_its_definition(teacher):
 
 
 def test_by_block_every_block_starts_from_the_teachers_features(teacher):
-    model = build(teacher, by_block=True)
+    model = build(teacher)
     losses = model(images(), mode='loss')
     assert 'loss_outputs' not in losses
     with torch.no_grad():
@@ -90,7 +90,7 @@ def test_by_block_every_block_starts_from_the_teachers_features(teacher):
 
 @pytest.mark.parametrize('learns', ['', r'stages\.[23].*token_mixer'])
 def test_the_student_alone_learns(learns, teacher):
-    model = build(teacher, learns=learns).train()
+    model = build(teacher, by_block=False, learns=learns).train()
     before = {name: t.clone() for name, t in model.teacher.state_dict().items()}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     sum(loss for name, loss in model(images(), mode='loss').items() if 'loss' in name).backward()
@@ -153,7 +153,12 @@ def test_any_two_models_with_the_same_blocks_will_do(teacher):
     """Configs in place of a file, and of an iViT: that is how other architectures come in."""
     own = dict(type='mmivit.IViTClassifier', arch=ARCH, num_classes=5)
     model = MODELS.build(
-        dict(type='mmivit.DistilledIViT', teacher=dict(own, attention='mhsa'), student=own)
+        dict(
+            type='mmivit.DistilledIViT',
+            teacher=dict(own, attention='mhsa'),
+            student=own,
+            by_block=False,
+        )
     )
     assert set(model(images(), mode='loss')) >= {'loss_features', 'loss_outputs'}
     named = dict(model.student.named_parameters())
