@@ -122,5 +122,5 @@ def _told(counts: _Counts) -> str:
         counts.noise
     )
     parts += [f'{counts.dumped} entries on config, environment and hooks'] * bool(counts.dumped)
-    where = f', which are in {counts.file}' if counts.dumped else ''
+    where = f', which are in {counts.file}' if counts.file else ''
     return f'Left out: {" and ".join(parts)}{where}. --verbose shows all.'
