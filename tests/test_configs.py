@@ -21,6 +21,7 @@ from tests.conftest import CONFIGS
 EXAMPLES = ('boxes', 'atss', 'detection')
 DETECTION = [*sorted(p.name for p in CONFIGS.glob('mask_rcnn*.py'))]
 DETECTION += [f'examples/your_dataset_{name}.py' for name in EXAMPLES]
+DETECTION += [f'examples/heads/{p.name}' for p in (CONFIGS / 'examples/heads').glob('*.py')]
 SEGMENTATION = [*sorted(p.name for p in CONFIGS.glob('upernet*.py'))]
 SEGMENTATION.append('examples/your_dataset_segmentation.py')
 
@@ -78,17 +79,21 @@ def test_detection_config(name):
     check_decay(model, wrapper.optimizer)
     head = model.roi_head.bbox_head if hasattr(model, 'roi_head') else model.bbox_head
     batch = detection_batch(head.num_classes)
+    with_masks = model.with_mask or hasattr(head, 'loss_mask')  # as RTMDet-Ins has
+    if not with_masks:
+        del batch['data_samples'][0].gt_instances.masks
     model.train()
     losses = model.train_step(batch, wrapper)
     assert losses['loss'].isfinite()
-    two_stages = {'loss_rpn_cls'} if hasattr(model, 'roi_head') else {'loss_centerness'}
-    masks = {'loss_mask'} if model.with_mask else set()
-    assert {'loss_cls', 'loss_bbox', *two_stages, *masks} <= set(losses)
+    own = {'loss_rpn_cls'} if hasattr(model, 'roi_head') else set()
+    own |= {'loss_centerness'} if name.endswith(('atss.py', 'fcos.py')) else set()
+    masks = {'loss_mask'} if with_masks else set()
+    assert {'loss_cls', 'loss_bbox', *own, *masks} <= set(losses)
     model.eval()
     with torch.no_grad():
         (sample,) = model.test_step(batch)
     assert sample.pred_instances.bboxes.shape[1:] == (4,)
-    if model.with_mask:
+    if with_masks:
         assert sample.pred_instances.masks.shape[1:] == (96, 128)
 
 

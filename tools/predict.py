@@ -1,19 +1,27 @@
 """Predict on images and videos: pictures, a JSON of each, and report.html to look through them.
 
 python tools/predict.py CONFIG CHECKPOINT photo.jpg folder/ video.mp4 --out predictions
-python tools/predict.py GRAPH.onnx photo.jpg folder/ --out predictions
+python tools/predict.py GRAPH.onnx photo.jpg folder/ --out predictions        or an .xml
 """
 
 import argparse
 import runpy
 import sys
+import types
 from pathlib import Path
 
-if sys.argv[1:] and sys.argv[1].endswith('.onnx'):
-    # What predicts from a graph imports neither torch nor OpenMMLab, so they need not be there.
+if sys.argv[1:] and sys.argv[1].endswith(('.onnx', '.xml')):
+    # What predicts from a graph imports neither torch nor OpenMMLab, so they need not be there:
+    # the package is found, and what its __init__ imports is not.
     root = Path(__file__).resolve().parents[1]
-    package = root / 'mmivit' if (root / 'mmivit').is_dir() else root.parent  # of a wheel: .mim
-    runpy.run_path(str(package / 'export' / 'runtime.py'), run_name='__main__')
+    package = types.ModuleType('mmivit')
+    of_a_wheel = root.parent  # its tools are in mmivit/.mim
+    package.__path__ = [str(root / 'mmivit' if (root / 'mmivit').is_dir() else of_a_wheel)]
+    sys.modules['mmivit'] = package
+    from mmivit.utils import report_page
+
+    runtime = runpy.run_path(f'{package.__path__[0]}/export/runtime.py')
+    sys.exit(runtime['main'](page=report_page))
 
 from mmivit.apis.command import add_cfg_options, add_force, add_verbose, errors_told, quietly
 from mmivit.apis.predict import predict

@@ -122,6 +122,7 @@ def _told(counts: _Counts) -> str:
     parts = [f'{counts.noise} warnings of other packages that no setting mends'] * bool(
         counts.noise
     )
-    parts += [f'{counts.dumped} entries on config, environment, hooks and rates'] * bool(counts.dumped)
-    where = f', which are in {counts.file}' if counts.dumped else ''
+    listed = f'{counts.dumped} entries on config, environment, hooks and rates'
+    parts += [listed] * bool(counts.dumped)
+    where = f', which are in {counts.file}' if counts.file else ''
     return f'Left out: {" and ".join(parts)}{where}. --verbose shows all.'

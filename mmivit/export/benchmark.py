@@ -1,8 +1,11 @@
-"""The graphs of backbones and of whole models beside torch: parity and time."""
+"""The graphs of backbones and of untrained models beside torch: parity and time.
+
+Of trained models see :mod:`mmivit.export.held_out`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +14,7 @@ from torch import nn
 
 from mmivit.apis.config import read_config
 from mmivit.apis.models import build_model
-from mmivit.export.command import check_packages
+from mmivit.errors import ExportError
 from mmivit.export.parity import Parity
 from mmivit.export.parity_detections import DetectionParity
 from mmivit.export.targets import BackboneTarget, Target, find_target
@@ -58,7 +61,6 @@ def benchmark_export(models: Sequence[str], seconds: float, folder: Path) -> Ite
         ExportError: a package is missing, or a graph differs from torch.
         LaunchError: there is no such config.
     """
-    check_packages()
     path = folder / 'graph.onnx'
     target: Target
     for model in models:
@@ -75,6 +77,37 @@ def benchmark_export(models: Sequence[str], seconds: float, folder: Path) -> Ite
             yield Timed(
                 name, target.columns, found, *(times[side]['seconds'] for side in ('torch', 'onnx'))
             )
+
+
+class Asked(NamedTuple):
+    """A model that is asked for, with what belongs to it."""
+
+    model: str  # name of an architecture, or path of a config
+    checkpoint: str | None
+    graphs: list[Path]
+
+
+def models_asked(arguments: Iterable[str]) -> list[Asked]:
+    """Each model with the checkpoint and the graphs that follow it.
+
+    Raises:
+        ExportError: there is no model before them, or a second checkpoint, or graphs without one.
+    """
+    found: list[Asked] = []
+    for argument in arguments:
+        suffix = Path(argument).suffix
+        if suffix in ('.onnx', '.xml') and found and found[-1].checkpoint:
+            found[-1].graphs.append(Path(argument))
+        elif suffix == '.pth' and found and not found[-1].checkpoint and '.py' in found[-1].model:
+            found[-1] = found[-1]._replace(checkpoint=argument)
+        elif suffix == '.py' or argument in ARCHITECTURES:
+            found.append(Asked(argument, None, []))
+        else:
+            raise ExportError(
+                f'{argument}: expected {", ".join(ARCHITECTURES)}, or a config (.py), after it its '
+                'checkpoint (.pth), after that its graphs (.onnx, .xml)'
+            )
+    return found
 
 
 def scatter(model: nn.Module) -> nn.Module:

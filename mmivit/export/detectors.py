@@ -42,6 +42,7 @@ class DetectorGraph(ImageGraph):
     """
 
     with_masks = False
+    mask_stride: int | None = None  # of masks that cover the image; None: those of the boxes
 
     def __init__(self, *args: Any) -> None:
         # torch's exporter knows its operators if they are there before the graph is traced.
@@ -65,7 +66,11 @@ class DetectorGraph(ImageGraph):
         """Why a detector of this family cannot be exported, a phrase each."""
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """(1, C, H, W) -> boxes (n, 4), scores (n,), labels (n,), of some also masks (n, h, w)."""
+        """(1, C, H, W) -> boxes (n, 4), scores (n,), labels (n,), of some also masks (n, h, w).
+
+        Masks are probabilities to be laid over the boxes, or, with a :attr:`mask_stride`, logits
+        of every pixel of the padded image that is a multiple of it.
+        """
         maps = self.model.extract_feat(self.preprocess(image))
         sides = [torch.full((), side, dtype=torch.float32) for side in image.shape[2:]]
         return self.detect(maps, torch.stack(sides)[None])
@@ -104,17 +109,94 @@ class DenseGraph(DetectorGraph):
 
     @property
     def test_cfg(self) -> dict[str, float]:
-        return _selection(self.model.bbox_head.test_cfg)
+        return _selection(self.model.bbox_head.test_cfg, self.with_masks)
 
     def detect(self, maps: Sequence[Tensor], limits: Tensor) -> tuple[Tensor, ...]:
         head = self.model.bbox_head
-        cfg = head.test_cfg
-        found, factors = dense_candidates(head, head(maps), limits, cfg.get('nms_pre', -1))
-        good = found.scores > cfg.get('score_thr', 0)
-        if factors is not None:
-            found = found._replace(scores=found.scores * factors)
-        kept = suppress(found, good & _large(found.boxes, cfg), cfg.nms, cfg.max_per_img)
+        logits, codes, *factors = head(maps)
+        factors = [[_flat(y, 1) for y in levels] for levels in factors]
+        found, factors = dense_candidates(head, logits, codes, limits, factors)
+        good = found.scores > head.test_cfg.get('score_thr', 0)
+        if factors:
+            found = found._replace(scores=found.scores * factors[0][:, 0].sigmoid())
+        kept = self.keep(found, good)
         return found.boxes[kept], found.scores[kept], found.groups[kept]
+
+    def keep(self, found: Candidates, good: Tensor) -> Tensor:
+        """Which of n candidates, of those that are ``good`` (n,), the config keeps, indices."""
+        cfg = self.model.bbox_head.test_cfg
+        return suppress(found, good & _large(found.boxes, cfg), cfg.nms, cfg.max_per_img)
+
+
+class DynamicMaskGraph(DenseGraph):
+    """RTMDet-Ins: a dense head that says of every place also by which kernels its mask is made."""
+
+    with_masks = True
+
+    def __init__(self, model: nn.Module, *args: Any) -> None:
+        super().__init__(model, *args)
+        self.mask_stride = model.bbox_head.prior_generator.strides[0][0]
+
+    @classmethod
+    def fits(cls, model: nn.Module) -> bool:
+        from mmdet.models import RTMDetInsHead
+
+        return isinstance(getattr(model, 'bbox_head', None), RTMDetInsHead)
+
+    @classmethod
+    def obstacles(cls, model: nn.Module) -> Iterator[str]:
+        from mmdet.models import RTMDetInsHead, SingleStageDetector
+        from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+
+        stock = (
+            'predict_by_feat',
+            '_predict_by_feat_single',
+            '_bbox_mask_post_process',
+            '_mask_predict_by_feat_single',
+            'parse_dynamic_params',
+        )
+        yield from overridden(model, SingleStageDetector, ('predict', '_forward'))
+        yield from overridden(model.bbox_head, BaseDenseHead, ('predict',))
+        yield from overridden(model.bbox_head, RTMDetInsHead, stock)
+        yield from _nms_obstacles(model.bbox_head.test_cfg)
+
+    def detect(self, maps: Sequence[Tensor], limits: Tensor) -> tuple[Tensor, ...]:
+        head = self.model.bbox_head
+        logits, codes, kernels, prototypes = head(maps)
+        priors = head.prior_generator.grid_priors(
+            [y.shape[-2:] for y in logits], device=logits[0].device, with_stride=True
+        )
+        others = [[_flat(y, head.num_gen_params) for y in kernels], priors]
+        found, others = dense_candidates(head, logits, codes, limits, others)
+        kept = self.keep(found, found.scores > head.test_cfg.get('score_thr', 0))
+        masks = self.draw(prototypes[0], *(part[kept] for part in others))
+        return found.boxes[kept], found.scores[kept], found.groups[kept], masks
+
+    def draw(self, prototypes: Tensor, kernels: Tensor, priors: Tensor) -> Tensor:
+        """Masks: what small networks, one for each, make of prototypes and of where it is.
+
+        Args:
+            prototypes: (C, h, w), at the stride of the finest map.
+            kernels: of the networks, all their weights before all their biases, (n, parameters).
+            priors: x, y, stride, stride of the places that were found, (n, 4), pixels.
+
+        Returns:
+            Logits (n, h, w).
+        """
+        head = self.model.bbox_head
+        height, width = prototypes.shape[1:]
+        grid = head.prior_generator.single_level_grid_priors((height, width), 0, device='cpu')
+        offsets = (priors[:, None, :2] - grid) / (8 * priors[:, None, 2:3])  # (n, h w, 2)
+        common = prototypes.flatten(1).expand(priors.shape[0], -1, -1)
+        x = torch.cat([offsets.transpose(1, 2), common], dim=1)  # (n, 2 + C, h w)
+        layers = len(head.weight_nums)
+        parameters = kernels.split([*head.weight_nums, *head.bias_nums], dim=1)
+        for i, (weight, bias) in enumerate(zip(parameters[:layers], parameters[layers:])):
+            # A convolution of 1 x 1 in groups, written as a product, for n may be 0.
+            weight = weight.reshape(-1, head.bias_nums[i], weight.shape[1] // head.bias_nums[i])
+            x = weight @ x + bias[..., None]
+            x = x.relu() if i < layers - 1 else x
+        return x.reshape(-1, height, width)
 
 
 class TwoStageGraph(DetectorGraph):
@@ -163,7 +245,7 @@ class TwoStageGraph(DetectorGraph):
 
     @property
     def test_cfg(self) -> dict[str, float]:
-        return _selection(self.model.roi_head.test_cfg)
+        return _selection(self.model.roi_head.test_cfg, self.with_masks)
 
     def detect(self, maps: Sequence[Tensor], limits: Tensor) -> tuple[Tensor, ...]:
         head = self.model.roi_head
@@ -182,7 +264,8 @@ class TwoStageGraph(DetectorGraph):
         """Regions that may hold objects, (n, 4), the likeliest first."""
         head = self.model.rpn_head
         cfg = head.test_cfg
-        found, _ = dense_candidates(head, head(maps), limits, cfg.get('nms_pre', -1), by_level=True)
+        logits, codes = head(maps)
+        found, _ = dense_candidates(head, logits, codes, limits, by_level=True)
         kept = suppress(found, _large(found.boxes, cfg), cfg.nms, cfg.max_per_img)
         return found.boxes[kept]
 
@@ -203,7 +286,7 @@ class TwoStageGraph(DetectorGraph):
         return found.boxes[kept], found.scores[kept], found.groups[kept]
 
 
-FAMILIES: tuple[type[DetectorGraph], ...] = (TwoStageGraph, DenseGraph)
+FAMILIES: tuple[type[DetectorGraph], ...] = (TwoStageGraph, DynamicMaskGraph, DenseGraph)
 
 
 def find_family(model: nn.Module) -> type[DetectorGraph]:
@@ -228,25 +311,29 @@ def find_family(model: nn.Module) -> type[DetectorGraph]:
 
 def dense_candidates(
     head: nn.Module,
-    outputs: Sequence[Sequence[Tensor]],
+    logits: Sequence[Tensor],
+    codes: Sequence[Tensor],
     limits: Tensor,
-    most: int,
+    others: Sequence[Sequence[Tensor]] = (),
     by_level: bool = False,
-) -> tuple[Candidates, Tensor | None]:
-    """The best places of a dense head, and what their scores are multiplied with, if anything.
+) -> tuple[Candidates, list[Tensor]]:
+    """The best places of a dense head, and what else it says of them.
 
     Args:
-        head: one of mmdet's.
-        outputs: of its forward: logits and box codes of each level, of some also centredness.
+        head: one of mmdet's; its ``test_cfg.nms_pre`` is how many are taken of a level.
+        logits: of each level, (1, k * classes, H, W), as all that follows.
+        codes: of boxes.
         limits: height and width of the image, to which boxes are clipped, (1, 2), pixels.
-        most: of a level; not above 0 for all.
+        others: each of the same levels, (H * W * k, channels).
         by_level: group by level, not by class.
+
+    Returns:
+        The candidates, and of each of ``others`` (n, channels).
     """
-    logits, codes, *rest = outputs
-    factors = rest[0] if rest else None
     priors = head.prior_generator.grid_priors(
         [y.shape[-2:] for y in logits], device=logits[0].device
     )
+    most = head.test_cfg.get('nms_pre', -1)
     found: list[list[Tensor]] = []
     for level, prior in enumerate(priors):
         scores = _flat(logits[level], head.cls_out_channels)  # (places, classes)
@@ -257,13 +344,12 @@ def dense_candidates(
         scores, index = scores.topk(count)
         place = index // classes
         groups = torch.full_like(index, level) if by_level else index % classes
-        parts = [prior[place], _flat(codes[level], head.bbox_coder.encode_size)[place]]
-        if factors is not None:
-            parts.append(_flat(factors[level], 1)[place, 0].sigmoid())
-        found.append([scores, groups, *parts])
+        code = _flat(codes[level], head.bbox_coder.encode_size)
+        found.append(
+            [scores, groups, *(x[place] for x in (prior, code, *(y[level] for y in others)))]
+        )
     scores, groups, prior, code, *rest = (torch.cat(parts) for parts in zip(*found))
-    boxes = decode(head, prior, code, limits)
-    return Candidates(boxes, scores, groups), rest[0] if rest else None
+    return Candidates(decode(head, prior, code, limits), scores, groups), rest
 
 
 def decode(head: nn.Module, priors: Tensor, codes: Tensor, limits: Tensor) -> Tensor:
@@ -355,8 +441,8 @@ def _roi_layer_obstacles(extractor: nn.Module) -> Iterator[str]:
         yield f'{type(extractor).__name__} pools by {layer}: only RoIAlign by means can be exported'
 
 
-def _selection(cfg: dict) -> dict[str, float]:
-    names = ('score_thr', 'max_per_img', 'mask_thr_binary')
+def _selection(cfg: dict, masks: bool) -> dict[str, float]:
+    names = ('score_thr', 'max_per_img', *(['mask_thr_binary'] if masks else []))
     found = {name: cfg[name] for name in names if name in cfg}
     return {**found, 'iou_threshold': cfg['nms']['iou_threshold']}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmivit.errors import ExportError
+from mmivit.export.runtime import GraphError, open_graph
 
 # Batch, height, width of the images a graph is checked with: the smallest, odd sides, a landmark
 # grid that is clamped on one side alone, a batch, and a large one.
@@ -33,6 +34,11 @@ class Parity(NamedTuple):
         """A row of a table of :data:`COLUMNS`."""
         return [model, f'{self.batch} x {self.height} x {self.width}', f'{self.difference:.1e}']
 
+    @staticmethod
+    def summary(parities: Sequence[Parity]) -> str:
+        """A phrase for all sizes."""
+        return f'within {max(parity.difference for parity in parities):.1e}'
+
 
 class Pair(NamedTuple):
     """A graph and torch on the same images (B, C, H, W), each to be called."""
@@ -41,24 +47,26 @@ class Pair(NamedTuple):
     torch: Callable[[], Sequence[Tensor]]
     onnx: Callable[[], Sequence[np.ndarray]]
 
-    def compare(self) -> Parity:
+    def measure(self) -> Parity:
         """Run both.
 
         Raises:
-            ExportError: they differ by more than :data:`TOLERANCE`, or onnxruntime fails.
+            ExportError: the graph's engine fails.
         """
-        expected, size = self.torch(), ' x '.join(map(str, self.shape))
-        try:
-            difference = _difference(expected, self.onnx())
-        except Exception as error:  # onnxruntime's have no base class of their own
-            raise ExportError(f'onnxruntime cannot run the graph at {size}: {error}') from error
-        if not difference <= TOLERANCE:  # neither is NaN
-            raise ExportError(
-                f'the graph differs from torch by {difference:.1e} at {size}, more than '
-                f'{TOLERANCE:.0e}; nothing was written'
-            )
+        difference = _difference(self.torch(), run_graph(self.onnx, self.shape))
         batch, _, height, width = self.shape
         return Parity(batch, height, width, difference)
+
+    def compare(self) -> Parity:
+        """Run both, and raise ExportError also if they differ by more than :data:`TOLERANCE`."""
+        parity = self.measure()
+        if not parity.difference <= TOLERANCE:  # neither is NaN
+            raise ExportError(
+                f'the graph differs from torch by {parity.difference:.1e} at '
+                f'{" x ".join(map(str, self.shape))}, more than {TOLERANCE:.0e}; '
+                'nothing was written'
+            )
+        return parity
 
 
 def check_parity(
@@ -89,26 +97,39 @@ def pairs(
     sizes: Sequence[tuple[int, int, int]],
 ) -> Iterator[Pair]:
     """The graph and torch at each size, arguments as in :func:`check_parity`."""
-    session = open_session(path)
+    run, _ = open_beside_torch(path)
     generator = torch.Generator().manual_seed(0)
-    for batch, height, width in tqdm(sizes, desc='checking in onnxruntime', unit='size'):
+    for batch, height, width in tqdm(sizes, desc='checking the graph', unit='size'):
         shape = (batch, channels, height, width)
         images = torch.randint(256, shape, generator=generator).float()
         yield Pair(
             shape,
             torch.no_grad()(partial(reference, images)),
-            partial(session.run, None, dict(image=images.numpy())),
+            partial(run, images.numpy()),
         )
 
 
-def open_session(path: Path) -> Any:
-    """A graph in onnxruntime, on the CPU, with as many threads as torch has."""
-    import onnxruntime
+def open_beside_torch(path: Path) -> tuple[Callable, dict[str, str]]:
+    """:func:`mmivit.export.runtime.open_graph` on the CPU, with as many threads as torch has.
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # its warnings are about how it orders the work
-    return onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
+    Raises:
+        ExportError: its engine is missing, or cannot read it.
+    """
+    try:
+        return open_graph(path, torch.get_num_threads())
+    except GraphError as error:
+        raise ExportError(str(error)) from error
+
+
+def run_graph(
+    graph: Callable[[], Sequence[np.ndarray]], size: Sequence[int]
+) -> Sequence[np.ndarray]:
+    """What a graph gives for images of a size; ExportError if its engine fails."""
+    try:
+        return graph()
+    except Exception as error:  # those of the engines have no base class of their own
+        size_text = ' x '.join(map(str, size))
+        raise ExportError(f'the graph cannot be run at {size_text}: {error}') from error
 
 
 def _difference(expected: Sequence[Tensor], found: Sequence[np.ndarray]) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -19,8 +19,8 @@ from mmivit.apis.images import IMAGE_SUFFIXES
 from mmivit.datasets.loaders import ImagePipeline
 from mmivit.datasets.scenes import draw_scene
 from mmivit.errors import ExportError
-from mmivit.export.parity import SIZES, open_session
-from mmivit.export.runtime import paste
+from mmivit.export.parity import open_beside_torch, run_graph
+from mmivit.export.runtime import lay_masks
 
 TOLERANCE = 1e-3  # of scores, and of boxes in units of the picture's longer side
 LEAST_MATCHED = 0.98  # of the detections; nearly equal boxes or scores may be chosen otherwise
@@ -58,6 +58,16 @@ class DetectionParity(NamedTuple):
             '-' if self.iou is None else f'{self.iou:.4f}',
         ]
 
+    @staticmethod
+    def summary(parities: Sequence[DetectionParity]) -> str:
+        """A phrase for all sizes."""
+        most = sum(max(parity.expected, parity.found) for parity in parities)
+        same = sum(parity.matched for parity in parities)
+        boxes, scores = (max(getattr(p, x) for p in parities) for x in ('boxes', 'scores'))
+        ious = [parity.iou for parity in parities if parity.iou is not None]
+        masks = f', masks IoU {min(ious):.4f}' if ious else ''
+        return f'{same} of {most}; boxes {boxes:.1e} px, scores {scores:.1e}{masks}'
+
     def check(self) -> None:
         """Raise ExportError if they differ."""
         fewest = LEAST_MATCHED * max(self.expected, self.found)
@@ -77,25 +87,26 @@ class DetectionPair(NamedTuple):
     torch: Callable[[], Sequence[Tensor]]
     onnx: Callable[[], Sequence[np.ndarray]]
 
-    def compare(self) -> DetectionParity:
+    def measure(self) -> DetectionParity:
         """Run both.
 
         Raises:
-            ExportError: they differ, or onnxruntime fails.
+            ExportError: the graph's engine fails.
         """
-        expected = [y.numpy() for y in self.torch()]
-        try:
-            found = self.onnx()
-        except Exception as error:  # onnxruntime's have no base class of their own
-            size = ' x '.join(map(str, self.size))
-            raise ExportError(f'onnxruntime cannot run the graph at {size}: {error}') from error
-        parity = compare_detections(expected, found, *self.size)
+        found = run_graph(self.onnx, self.size)
+        return compare_detections([y.numpy() for y in self.torch()], found, *self.size)
+
+    def compare(self) -> DetectionParity:
+        """Run both, and raise ExportError also if they differ."""
+        parity = self.measure()
         parity.check()
         return parity
 
 
 def detection_pairs(
-    path: Path, reference: Callable[[Tensor], Sequence[Tensor]], images: Iterator[np.ndarray]
+    path: Path,
+    reference: Callable[[Tensor], Sequence[Tensor]],
+    images: Iterable[np.ndarray],
 ) -> Iterator[DetectionPair]:
     """A graph in onnxruntime and mmdet on each picture.
 
@@ -103,16 +114,27 @@ def detection_pairs(
         path: the graph.
         reference: mmdet's boxes, scores, labels and, of some, masks (n, H, W) of an image
             (1, C, H, W).
-        images: (H, W, C), one for each of :data:`mmivit.export.parity.SIZES`.
+        images: (H, W, C).
     """
-    session = open_session(path)
-    for image in tqdm(images, total=len(SIZES), desc='checking in onnxruntime', unit='size'):
+    graph = open_beside_torch(path)
+    for image in tqdm([*images], desc='checking the graph', unit='size'):
         batch = torch.from_numpy(image.transpose(2, 0, 1)[None].astype(np.float32))
         yield DetectionPair(
             (image.shape[0], image.shape[1]),
             torch.no_grad()(partial(reference, batch)),
-            partial(session.run, None, dict(image=batch.numpy())),
+            partial(_detect, *graph, batch.numpy()),
         )
+
+
+def _detect(run: Callable, meta: dict[str, str], image: np.ndarray) -> list[np.ndarray]:
+    """What mmdet gives: masks, if there are any, are laid over the picture, (n, H, W) bool."""
+    height, width = image.shape[2:]
+    boxes, scores, labels, *masks = run(image)
+    laid = [
+        np.array([*lay_masks(part, boxes, height, width, meta)], bool).reshape(-1, height, width)
+        for part in masks
+    ]
+    return [boxes, scores, labels, *laid]
 
 
 def compare_detections(
@@ -121,8 +143,9 @@ def compare_detections(
     """Find the detections of one side among those of the other.
 
     Args:
-        expected: boxes (n, 4), scores (n,), labels (n,) and, of some, masks (n, height, width).
-        found: the same, but for masks (n, h, w) that are still to be laid over the boxes.
+        expected: boxes (n, 4), scores (n,), labels (n,) and, of some, masks (n, height, width)
+            bool.
+        found: the same.
         height: of the picture, pixels.
         width: of the picture.
     """
@@ -138,12 +161,9 @@ def compare_detections(
             pairs.append((i, j))
             distance[:, j] = np.inf
     ious = []
-    if len(expected) > 3:
-        kept = [j for _, j in pairs]
-        pasted = paste(found[3][kept], found[0][kept], height, width)
-        for (i, _), mask in zip(pairs, pasted):
-            one, two = expected[3][i].astype(bool), mask >= 0.5
-            ious.append(float((one & two).sum() / max((one | two).sum(), 1)) if one.any() else 1.0)
+    for i, j in pairs if len(expected) > 3 else ():
+        one, two = expected[3][i], found[3][j]
+        ious.append(float((one & two).sum() / (one | two).sum()) if one.any() else 1.0)
     return DetectionParity(
         height,
         width,
@@ -156,7 +176,9 @@ def compare_detections(
     )
 
 
-def pictures(cfg: Config, channels: int) -> Iterator[np.ndarray]:
+def pictures(
+    cfg: Config, channels: int, sizes: Sequence[tuple[int, int, int]]
+) -> Iterator[np.ndarray]:
     """A picture (H, W, channels) for each size: of the config's test data, else drawn ones."""
     dataset = tested_dataset(cfg)
     prefix = dataset.get('data_prefix') or {}
@@ -167,7 +189,7 @@ def pictures(cfg: Config, channels: int) -> Iterator[np.ndarray]:
         found = sorted(p for p in folder.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES)
     pipeline = ImagePipeline(dataset.get('pipeline') or [], cfg.default_scope) if found else None
     rng = np.random.default_rng(0)
-    for i, (_, height, width) in enumerate(SIZES):
+    for i, (_, height, width) in enumerate(sizes):
         sample = pipeline.load(found[i % len(found)]) if pipeline else None
         image = sample['img'] if sample else draw_scene(rng, 256)[0]
         resized = np.atleast_3d(cv2.resize(image, (width, height)))

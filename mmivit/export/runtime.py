@@ -2,8 +2,8 @@
 
     python runtime.py detector.onnx photo.jpg folder/ --out predictions
 
-Needs numpy, Pillow and onnxruntime, and is one file, so that it can be copied to a device with the
-graph. Writes what tools/predict.py writes from a config.
+Needs numpy, Pillow and onnxruntime or, for an ``.xml``, openvino, and is one file, so that it can
+be copied to a device with the graph. Writes what tools/predict.py writes from a config.
 """
 
 from __future__ import annotations
@@ -35,17 +35,16 @@ class Graph:
     """A graph with what its metadata say of it.
 
     Args:
-        path: of an ``.onnx``.
+        path: of an ``.onnx``, or of an ``.xml`` that OpenVINO's ovc made of it.
+        threads: of the CPU, which alone is used then; if 0, of whatever there is.
 
     Raises:
         GraphError: a package is missing, or it is no graph of tools/export.py, or one whose images
             are prepared as only its config can.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        if not Path(path).is_file():
-            raise GraphError(f'no file {path}, seen from {os.getcwd()}')
-        self._run, self.meta = _open(path)
+    def __init__(self, path: str | Path, threads: int = 0) -> None:
+        self._run, self.meta = open_graph(path, threads)
         self.task = self.meta.get('task', 'features')
         if self.task not in ('detection', 'segmentation'):
             raise GraphError(
@@ -66,21 +65,55 @@ class Graph:
         return self._run(image.transpose(2, 0, 1)[None].astype(np.float32))
 
 
-def _open(path: str | Path) -> tuple[Callable, dict[str, str]]:
+def open_graph(path: str | Path, threads: int = 0) -> tuple[Callable, dict[str, str]]:
+    """A function from images (B, C, H, W) float32 to the graph's outputs, and its metadata.
+
+    Arguments and errors as of :class:`Graph`, which says more of a whole model.
+    """
+    if not Path(path).is_file():
+        raise GraphError(f'no file {path}, seen from {os.getcwd()}')
+    engine, start = _ENGINES.get(Path(path).suffix, _ENGINES['.onnx'])
     try:
-        import onnxruntime
+        return start(str(path), threads)
     except ImportError as error:
-        raise GraphError(f'{error}: python -m pip install onnxruntime') from error
+        raise GraphError(f'{error}: python -m pip install {engine}') from error
+    except Exception as error:  # those of the engines have no base class of their own
+        reason = str(error).strip() or type(error).__name__
+        raise GraphError(f'{path}: {reason.splitlines()[-1]}') from error
+
+
+def _start_onnxruntime(path: str, threads: int) -> tuple[Callable, dict[str, str]]:
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # its warnings are about how it orders the work
-    try:
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=onnxruntime.get_available_providers()
-        )
-    except Exception as error:  # onnxruntime's have no base class of their own
-        raise GraphError(f'{path}: {str(error).splitlines()[0]}') from error
+    options.intra_op_num_threads = threads
+    providers = onnxruntime.get_available_providers()
+    session = onnxruntime.InferenceSession(
+        path, options, providers=['CPUExecutionProvider'] if threads else providers
+    )
     meta = session.get_modelmeta().custom_metadata_map
     return lambda image: session.run(None, {'image': image}), meta
+
+
+def _start_openvino(path: str, threads: int) -> tuple[Callable, dict[str, str]]:
+    import openvino
+
+    # In fp32, as the graph is; else some processors compute in bf16.
+    options = {'INFERENCE_PRECISION_HINT': 'f32', 'INFERENCE_NUM_THREADS': threads}
+    model = openvino.Core().read_model(path)
+    compiled = openvino.compile_model(model, 'CPU', options)
+    info = model.get_rt_info()
+    # ovc keeps the metadata of an .onnx there.
+    kept = dict(info.items()).get('framework', {})
+    meta = {name: value.value for name, value in kept.items()}
+    return lambda image: list(compiled({'image': image}).values()), meta
+
+
+_ENGINES = {
+    '.onnx': ('onnxruntime', _start_onnxruntime),
+    '.xml': ('openvino', _start_openvino),
+}
 
 
 def read_image(path: Path, colors: str = 'color') -> np.ndarray:
@@ -189,20 +222,57 @@ def label_map(logits: np.ndarray, height: int, width: int, meta: dict[str, str])
         meta: the graph's metadata.
     """
     corners = json.loads(meta.get('align_corners', 'false'))
-    top, bottom, down = _taps(logits.shape[1], height, corners)
-    left, right, across = _taps(logits.shape[2], width, corners)
-    down, across = down.astype(np.float32)[:, None], across.astype(np.float32)
     best = np.full((height, width), -np.inf, np.float32)
     labels = np.zeros((height, width), np.uint8)
     for index, plane in enumerate(logits):
-        plane = plane[:, left] * (1 - across) + plane[:, right] * across
-        plane = plane[top] * (1 - down) + plane[bottom] * down
+        plane = _enlarge(plane, height, width, corners)
         if len(logits) == 1:
             return (1 / (1 + np.exp(-plane)) > json.loads(meta['threshold'])).astype(np.uint8)
         better = plane > best
         labels[better] = index
         best[better] = plane[better]
     return labels
+
+
+def _enlarge(plane: np.ndarray, height: int, width: int, corners: bool = False) -> np.ndarray:
+    """(h, w) -> (height, width), bilinearly, as torch does it."""
+    top, bottom, down = _taps(plane.shape[0], height, corners)
+    left, right, across = _taps(plane.shape[1], width, corners)
+    down, across = down.astype(np.float32)[:, None], across.astype(np.float32)
+    plane = plane[:, left] * (1 - across) + plane[:, right] * across
+    return plane[top] * (1 - down) + plane[bottom] * down
+
+
+def lay_masks(
+    masks: np.ndarray,
+    boxes: np.ndarray,
+    height: int,
+    width: int,
+    meta: dict[str, str],
+    scale: Sequence[float] = (1, 1),
+) -> Iterator[np.ndarray]:
+    """A detector's masks in a picture, (height, width) bool, one after the other.
+
+    Args:
+        masks: as the graph gives them, (n, h, w).
+        boxes: (n, 4) x1, y1, x2, y2, pixels of the picture.
+        height: of the picture.
+        width: of the picture.
+        meta: the graph's metadata.
+        scale: how much the picture was enlarged for the graph, (x, y).
+    """
+    least = json.loads(meta['test_cfg'])['mask_thr_binary']
+    if 'mask_stride' not in meta:
+        yield from (mask >= least for mask in paste(masks, boxes, height, width))
+        return
+    stride = json.loads(meta['mask_stride'])
+    for logits in masks:  # of the whole picture, and of what it was padded with
+        rows, columns = (stride * side for side in logits.shape)
+        whole = _enlarge(logits, rows, columns)
+        rows, columns = (int(np.ceil(x / y)) for x, y in zip((rows, columns), scale[::-1]))
+        whole = _enlarge(whole, max(rows, height), max(columns, width))[:height, :width]
+        with np.errstate(over='ignore'):  # of what is surely none
+            yield 1 / (1 + np.exp(-whole)) >= least
 
 
 def paste(masks: np.ndarray, boxes: np.ndarray, height: int, width: int) -> Iterator[np.ndarray]:
@@ -253,6 +323,14 @@ def run_lengths(mask: np.ndarray) -> dict:
 
 def detect(graph: Graph, image: np.ndarray, score_thr: float) -> tuple[Image.Image, dict]:
     """The picture and the record of a detector's boxes in an image (H, W, C) uint8."""
+    detections, masks = find_objects(graph, image, score_thr)
+    return _draw_boxes(graph, image, detections, masks), dict(detections=detections)
+
+
+def find_objects(
+    graph: Graph, image: np.ndarray, score_thr: float
+) -> tuple[list[dict], list[np.ndarray]]:
+    """A detector's boxes in an image (H, W, C) uint8: records, and of some masks (H, W) bool."""
     height, width = image.shape[:2]
     prepared, scale = prepare(image, graph.steps)
     boxes, scores, labels, *masks = graph(prepared)
@@ -264,20 +342,17 @@ def detect(graph: Graph, image: np.ndarray, score_thr: float) -> tuple[Image.Ima
         dict(label=int(label), name=name, score=float(score), bbox=[float(x) for x in box])
         for label, name, score, box in zip(labels, names, scores, boxes)
     ]
-    drawn: list[np.ndarray] = []
+    drawn = []
     if masks:
-        least = json.loads(graph.meta['test_cfg'])['mask_thr_binary']
-        for detection, mask in zip(detections, paste(masks[0][good], boxes, height, width)):
-            drawn.append(mask >= least)
-            detection['mask'] = run_lengths(drawn[-1])
-    return _draw_boxes(graph, image, detections, drawn), dict(detections=detections)
+        drawn = list(lay_masks(masks[0][good], boxes, height, width, graph.meta, scale))
+        for detection, mask in zip(detections, drawn):
+            detection['mask'] = run_lengths(mask)
+    return detections, drawn
 
 
 def segment(graph: Graph, image: np.ndarray) -> tuple[Image.Image, dict, bytes]:
     """The picture, the record and the label map (a PNG) of an image (H, W, C) uint8."""
-    height, width = image.shape[:2]
-    (logits,) = graph(prepare(image, graph.steps)[0])
-    labels = label_map(logits[0], height, width, graph.meta)
+    labels = find_labels(graph, image)
     counts = np.bincount(labels.ravel(), minlength=len(graph.classes))
     order = [i for i in np.argsort(-counts, kind='stable') if counts[i]]
     shares = {graph.classes[i]: counts[i] / labels.size for i in order}
@@ -287,6 +362,13 @@ def segment(graph: Graph, image: np.ndarray) -> tuple[Image.Image, dict, bytes]:
     png.save(buffer, 'PNG')
     record = dict(classes=graph.classes, shares=shares)
     return _draw_labels(graph, image, labels, order), record, buffer.getvalue()
+
+
+def find_labels(graph: Graph, image: np.ndarray) -> np.ndarray:
+    """The label map of a segmentor, (H, W) uint8, of an image (H, W, C) uint8."""
+    height, width = image.shape[:2]
+    (logits,) = graph(prepare(image, graph.steps)[0])
+    return label_map(logits[0], height, width, graph.meta)
 
 
 def _view(image: np.ndarray) -> tuple[np.ndarray, int]:
@@ -464,20 +546,30 @@ def _write(path: Path, content: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
-def main(arguments: Sequence[str] | None = None) -> Any:
-    """The command; what it returns is for sys.exit."""
+def main(arguments: Sequence[str] | None = None, page: Any = None) -> Any:
+    """The command; what it returns is for sys.exit.
+
+    Args:
+        arguments: of the command; its own if not given.
+        page: mmivit.utils.report_page where that is at hand, to write ``report.html``.
+    """
     parser = argparse.ArgumentParser(description='Predict on images and folders from a graph.')
-    parser.add_argument('path', metavar='graph', help='.onnx of tools/export.py')
+    parser.add_argument('path', metavar='graph', help='.onnx of tools/export.py, .xml')
     parser.add_argument('inputs', nargs='+', help='images and folders')
     parser.add_argument('--out', default='predictions', help='folder to write')
     parser.add_argument('--score-thr', type=float, default=0.3, help='least score shown')
     parser.add_argument('--force', action='store_true', help='replace what was written earlier')
     args = parser.parse_args(arguments)
     try:
+        if page:
+            page.check_replaceable(args.out)
         written, failed = predict(**vars(args))
+        report = page.write_report(args.out) if page else None
     except (GraphError, OSError) as error:
         return f'predict: {error}'
     print(f'{len(written)} images: {args.out}/pictures, {args.out}/predictions')
+    if report:
+        print(f'all to look through: {report}')
     if failed:
         lines = [f'  {path}: {reason}' for path, reason in failed.items()]
         return '\n'.join([f'{len(failed)} could not be predicted:', *lines])

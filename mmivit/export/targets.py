@@ -24,6 +24,7 @@ from mmivit.export.parity import COLUMNS, SIZES, pairs
 from mmivit.export.parity_detections import DETECTION_COLUMNS, detection_pairs, pictures
 from mmivit.export.recipe import content, recipe
 
+Size = tuple[int, int, int]  # batch, height, width, pixels
 MAPS = 'float32, batch x channels x height x width each, finest first'
 
 
@@ -73,13 +74,18 @@ class Target(ABC):
         metadata = {**self.description, 'exported': self.what, **self.facts}
         write_onnx(self.graph, path, self.outputs, self.channels, metadata, self.batch)
 
-    def pairs(self, path: Path) -> Iterator[Any]:
-        """A graph that was written and torch, at each of :data:`mmivit.export.parity.SIZES`.
+    def pairs(self, path: Path, sizes: Sequence[Size] | None = None) -> Iterator[Any]:
+        """A graph that was written and torch on the same images, at each size.
 
         Each pair has ``torch`` and ``onnx`` to be called, and ``compare()``, which raises
         ExportError where they differ and makes the cells of a row of :attr:`columns`.
+
+        Args:
+            path: of the graph.
+            sizes: batch, height, width; of a detector the batch is 1 always. Those of
+                :data:`mmivit.export.parity.SIZES` if not given.
         """
-        return pairs(path, self.reference, self.channels, SIZES)
+        return pairs(path, self.reference, self.channels, sizes or SIZES)
 
 
 class BackboneTarget(Target):
@@ -200,9 +206,12 @@ class DetectorTarget(ModelTarget):
         self.masks = self.graph.with_masks
         self.outputs = ['boxes', 'scores', 'labels', *(['masks'] if self.masks else [])]
         self.what = f'{type(model).__name__}, whole, one image at a time'
-        self.gives = 'float32 n x 4 (x1, y1, x2, y2, pixels of the input), float32 n, int64 n' + (
-            ', float32 n x h x w (probabilities, to be laid over the box)' if self.masks else ''
-        )
+        self.gives = 'float32 n x 4 (x1, y1, x2, y2, pixels of the input), float32 n, int64 n'
+        stride = self.graph.mask_stride
+        if self.masks and stride:
+            self.gives += f', float32 n x h x w (logits of every {stride}th pixel, padded)'
+        elif self.masks:
+            self.gives += ', float32 n x h x w (probabilities, to be laid over the box)'
 
     @classmethod
     def fits(cls, model: nn.Module) -> bool:
@@ -210,7 +219,10 @@ class DetectorTarget(ModelTarget):
 
     @property
     def facts(self) -> dict[str, str]:
-        return {**super().facts, 'test_cfg': json.dumps(self.graph.test_cfg)}
+        own = {'test_cfg': json.dumps(self.graph.test_cfg)}
+        if self.graph.mask_stride:
+            own['mask_stride'] = json.dumps(self.graph.mask_stride)
+        return {**super().facts, **own}
 
     def reference(self, images: Tensor) -> Sequence[Tensor]:
         """Boxes, scores, labels and, of some, masks (n, H, W) bool, of one image."""
@@ -222,11 +234,13 @@ class DetectorTarget(ModelTarget):
         data = self.model.data_preprocessor(data, False)
         (sample,) = self.model.predict(data['inputs'], data['data_samples'])
         found = sample.pred_instances
-        masks = [found.masks] if self.masks else []
+        # RTMDet-Ins leaves the padding with them.
+        masks = [found.masks[:, : size[0], : size[1]]] if self.masks else []
         return [found.bboxes, found.scores, found.labels, *masks]
 
-    def pairs(self, path: Path) -> Iterator[Any]:
-        return detection_pairs(path, self.reference, pictures(self.cfg, self.channels))
+    def pairs(self, path: Path, sizes: Sequence[Size] | None = None) -> Iterator[Any]:
+        images = pictures(self.cfg, self.channels, sizes or SIZES)
+        return detection_pairs(path, self.reference, images)
 
 
 class FeatureTarget(ModelTarget):

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torchvision.ops  # noqa: F401 (before anything is exported)
 from mmcv.ops import batched_nms
-from mmdet.models import RetinaHead, SingleRoIExtractor
+from mmdet.models import RetinaHead, RTMDetInsSepBNHead, SingleRoIExtractor
 from mmdet.registry import MODELS
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from torch import nn
 
 from mmivit.apis.models import build_model
@@ -16,66 +16,19 @@ from mmivit.errors import ExportError
 from mmivit.export import write_onnx
 from mmivit.export.benchmark import scatter
 from mmivit.export.detectors import Candidates, pool, suppress
+from mmivit.export.runtime import lay_masks
 from mmivit.export.targets import DetectorTarget, find_target
 from tests.conftest import CONFIGS
 
-ARCH = dict(depths=(1, 1, 1, 1), widths=(32, 64, 128, 256))
 SIZES = ((31, 31), (112, 137), (64, 400), (224, 224), (333, 250))
-ANCHORS = dict(type='AnchorGenerator', strides=[8, 16, 32], scales_per_octave=1)
-POINTS = dict(type='MlvlPointGenerator', offset=0, strides=[8, 16, 32])
-DENSE = {
-    'retinanet': dict(
-        type='RetinaHead',
-        anchor_generator=dict(octave_base_scale=4, ratios=[0.5, 1.0, 2.0], **ANCHORS),
-    ),
-    'atss': dict(
-        type='ATSSHead',
-        anchor_generator=dict(octave_base_scale=8, ratios=[1.0], **ANCHORS),
-        norm_cfg=dict(type='GN', num_groups=8),
-    ),
-    'fcos': dict(
-        type='FCOSHead',
-        strides=[8, 16, 32],
-        regress_ranges=((-1, 64), (64, 128), (128, 1e8)),
-        norm_cfg=dict(type='GN', num_groups=8),
-    ),
-    'rtmdet': dict(
-        type='RTMDetSepBNHead',
-        anchor_generator=POINTS,
-        bbox_coder=dict(type='DistancePointBBoxCoder'),
-        norm_cfg=dict(type='BN'),
-        exp_on_reg=True,
-        with_objectness=False,
-    ),
-}
+HEADS = CONFIGS / 'examples' / 'heads'
+FAMILIES = sorted(path.stem for path in HEADS.glob('*.py'))
+WITH_MASKS = ('mask_rcnn', 'rtmdet_ins')
 
 
 def config(kind):
     """A small detector's config."""
-    cfg = Config.fromfile(CONFIGS / 'mask_rcnn_ivit_shapes.py')
-    model = cfg.model
-    model.backbone.arch = ConfigDict(ARCH)
-    if kind == 'faster':
-        model.type = 'FasterRCNN'
-        model.roi_head.mask_head = model.roi_head.mask_roi_extractor = None
-    elif kind != 'mask':
-        head = dict(num_classes=5, in_channels=48, feat_channels=48, stacked_convs=1)
-        test_cfg = dict(
-            nms_pre=100,
-            min_bbox_size=0,
-            score_thr=0.05,
-            nms=dict(type='nms', iou_threshold=0.5),
-            max_per_img=50,
-        )
-        cfg.model = dict(
-            type='SingleStageDetector',
-            data_preprocessor=model.data_preprocessor,
-            backbone=model.backbone,
-            neck=model.neck,
-            bbox_head={**head, **DENSE[kind]},
-            test_cfg=test_cfg,
-        )
-    return cfg
+    return Config.fromfile(HEADS / f'{kind}.py')
 
 
 def target_of(cfg):
@@ -89,7 +42,7 @@ def target_of(cfg):
     return find_target(model, cfg)
 
 
-@pytest.mark.parametrize('kind', ['mask', 'faster', *DENSE])
+@pytest.mark.parametrize('kind', FAMILIES)
 def test_detections_are_those_of_mmdet(kind):
     target = target_of(config(kind))
     assert isinstance(target, DetectorTarget)
@@ -103,7 +56,12 @@ def test_detections_are_those_of_mmdet(kind):
         torch.testing.assert_close(boxes, expected[0], rtol=1e-5, atol=1e-4)
         torch.testing.assert_close(scores, expected[1])
         assert labels.tolist() == expected[2].tolist()
-        assert [mask.shape for mask in masks] == [(len(boxes), 28, 28)] * (kind == 'mask')
+        meta = {
+            key: value for key, value in target.facts.items() if key.startswith(('test', 'mask'))
+        }
+        laid = [np.array([*lay_masks(part.numpy(), boxes.numpy(), *size, meta)]) for part in masks]
+        assert len(laid) == (kind in WITH_MASKS)
+        assert all((one == two.numpy()).mean() > 0.9999 for one, two in zip(laid, expected[3:]))
     assert found > 20
     assert target.graph.test_cfg['iou_threshold'] == 0.5
 
@@ -136,6 +94,14 @@ class OwnForward(RetinaHead):
         return logits + 1, deltas
 
 
+@MODELS.register_module()
+class OwnMasks(RTMDetInsSepBNHead):
+    """Makes masks in its own way."""
+
+    def _mask_predict_by_feat_single(self, *args, **kwargs):
+        return -super()._mask_predict_by_feat_single(*args, **kwargs)
+
+
 def test_a_head_is_known_by_how_it_predicts():
     cfg = config('retinanet')
     cfg.model.bbox_head.type = 'OwnForward'
@@ -143,14 +109,18 @@ def test_a_head_is_known_by_how_it_predicts():
     cfg.model.bbox_head.type = 'OwnPredict'
     with pytest.raises(ExportError, match='OwnPredict has a _predict_by_feat_single of its own'):
         target_of(cfg)
+    cfg = config('rtmdet_ins')
+    cfg.model.bbox_head.type = 'OwnMasks'
+    with pytest.raises(ExportError, match='OwnMasks has a _mask_predict_by_feat_single of its own'):
+        target_of(cfg)
 
 
 def test_what_is_refused():
-    cfg = config('mask')
+    cfg = config('mask_rcnn')
     cfg.model.test_cfg.rcnn.nms = dict(type='soft_nms', iou_threshold=0.5)
     with pytest.raises(ExportError, match=r'test_cfg.nms is soft_nms.*--backbone'):
         target_of(cfg)
-    cfg = config('mask')
+    cfg = config('mask_rcnn')
     cfg.model.roi_head.mask_head.upsample_cfg = dict(type='carafe', scale_factor=2)
     with pytest.raises(ExportError, match=r"is mmcv's CARAFE.*, an operator that ONNX has not"):
         target_of(cfg)

@@ -17,14 +17,13 @@ from PIL import Image
 
 from mmivit.apis.models import build_model
 from mmivit.errors import CheckpointError, ExportError
-from mmivit.export import export, graphs, parity, targets, write_onnx
+from mmivit.export import export, parity, targets, write_onnx
 from mmivit.export.benchmark import scatter
-from mmivit.export.parity import check_parity
 from mmivit.export.targets import BackboneTarget, SegmentorTarget, find_target
-from mmivit.models import IViT, build_attention
-from mmivit.weights.converters import LINEAR
+from mmivit.models import IViT
 from tests.conftest import CONFIGS, ROOT, run_tool
 from tests.datasets.test_loaders import ReadTile  # noqa: F401, registered
+from tests.export.test_parity import GRIDS, Landmarks
 
 pytestmark = pytest.mark.skipif(
     digit_version(torch.__version__) < digit_version('2.5.0'), reason='its exporter is too old'
@@ -33,17 +32,17 @@ SEGMENTOR, DETECTOR = CONFIGS / 'upernet_ivit_shapes.py', CONFIGS / 'mask_rcnn_i
 ARCH = dict(depths=(1, 1, 1, 1), widths=(32, 64, 128, 256))  # exports three times as fast as nano
 # Batch, height, width.
 SIZES = ((1, 31, 31), (2, 112, 137), (1, 64, 400), (2, 224, 224), (1, 333, 250))
-GRIDS = ((1, 2, 2), (2, 7, 9), (1, 4, 25), (3, 14, 14), (1, 21, 16))  # of tokens
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """Checkpoints of the demo's models, as after a training that moved every parameter."""
+    """The demo's models, smaller, as after a training that moved every parameter."""
     folder = tmp_path_factory.mktemp('export')
     for config in (SEGMENTOR, DETECTOR):
-        cfg = Config.fromfile(config)
-        if config is DETECTOR:
-            cfg.model.backbone.arch = ARCH
+        small = folder / config.name
+        arch = f'dict(_delete_=True, **{ARCH})'
+        small.write_text(f"_base_ = '{config}'\nmodel = dict(backbone=dict(arch={arch}))\n")
+        cfg = Config.fromfile(small)
         meta = dict(dataset_meta=dict(classes=cfg.metainfo.classes))
         state_dict = scatter(build_model(cfg)).state_dict()
         torch.save(dict(state_dict=state_dict, meta=meta), folder / f'{config.stem}.pth')
@@ -54,7 +53,8 @@ def folder(tmp_path_factory):
 def segmentor(folder):
     """The finished command that exported UperNet, and what it wrote."""
     out = folder / 'graphs' / 'upernet.onnx'
-    done = run_tool('export.py', SEGMENTOR, folder / f'{SEGMENTOR.stem}.pth', out, cwd=folder)
+    config, checkpoint = folder / SEGMENTOR.name, folder / f'{SEGMENTOR.stem}.pth'
+    done = run_tool('export.py', config, checkpoint, out, cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     assert [path.name for path in out.parent.iterdir()] == ['upernet.onnx']
     return done, out
@@ -79,7 +79,7 @@ def logits_of_mmseg(model, images):
 
 
 def test_upernet_gives_the_logits_of_mmseg(segmentor, folder):
-    model = build_model(Config.fromfile(SEGMENTOR))
+    model = build_model(Config.fromfile(folder / SEGMENTOR.name))
     model.load_state_dict(torch.load(folder / f'{SEGMENTOR.stem}.pth')['state_dict'])
     session = onnxruntime.InferenceSession(str(segmentor[1]))
     for batch, *size in SIZES:
@@ -148,8 +148,8 @@ def photographs(folder):
 
 def test_a_graph_predicts_what_its_config_does(segmentor, folder, photographs):
     """To every pixel, by the command and by the document's example."""
-    checkpoint = folder / f'{SEGMENTOR.stem}.pth'
-    for name, model in (('config', (SEGMENTOR, checkpoint)), ('graph', (segmentor[1],))):
+    config, checkpoint = folder / SEGMENTOR.name, folder / f'{SEGMENTOR.stem}.pth'
+    for name, model in (('config', (config, checkpoint)), ('graph', (segmentor[1],))):
         done = run_tool('predict.py', *model, photographs, '--out', folder / name, cwd=folder)
         assert done.returncode == 0, done.stderr[-3000:]
     for name in ('a.jpg', 'b.png'):
@@ -185,9 +185,8 @@ def test_a_detectors_backbone_alone(folder, monkeypatch):
     """Compared with mmdet's own preprocessing, which pads to multiples of 32."""
     monkeypatch.setattr(targets, 'SIZES', SIZES)
     out = folder / 'backbone.onnx'
-    options = {'model.backbone.arch': dict(_delete_=True, **ARCH)}
-    checkpoint = folder / f'{DETECTOR.stem}.pth'
-    result = export(str(DETECTOR), str(checkpoint), out, cfg_options=options, backbone=True)
+    config, checkpoint = folder / DETECTOR.name, folder / f'{DETECTOR.stem}.pth'
+    result = export(str(config), str(checkpoint), out, backbone=True)
     assert result.what == 'IViT, the backbone of MaskRCNN'
     assert [(p.batch, p.height, p.width) for p in result.parities] == list(SIZES)
     assert all(p.difference <= 1e-4 for p in result.parities)
@@ -231,12 +230,12 @@ def test_nothing_is_left_of_a_graph_that_differs(folder, monkeypatch):
     monkeypatch.setattr(targets, 'pairs', pairs)
     out = folder / 'wrong' / 'out.onnx'
     with pytest.raises(ExportError, match='differs'):
-        export(str(SEGMENTOR), str(folder / f'{SEGMENTOR.stem}.pth'), out)
+        export(str(folder / SEGMENTOR.name), str(folder / f'{SEGMENTOR.stem}.pth'), out)
     assert not list(out.parent.iterdir())
 
 
 def test_what_the_command_refuses(folder, tmp_path, monkeypatch):
-    config, checkpoint = str(SEGMENTOR), str(folder / f'{SEGMENTOR.stem}.pth')
+    config, checkpoint = str(folder / SEGMENTOR.name), str(folder / f'{SEGMENTOR.stem}.pth')
     out = tmp_path / 'out.onnx'
     with pytest.raises(ExportError, match=r'ends in \.onnx'):
         export(config, str(out), checkpoint)
@@ -269,34 +268,6 @@ def test_a_missing_checkpoint_is_one_line(tmp_path):
     assert 'none.pth' in done.stderr
     assert 'Traceback' not in done.stderr
     assert not list(tmp_path.iterdir())
-
-
-class Landmarks(torch.nn.Module):
-    """Both attentions with landmarks, of any content and locality; every pixel is a token."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.attentions = torch.nn.ModuleList(build_attention(kind, 32, 4) for kind in LINEAR)
-        for name, parameter in self.named_parameters():
-            if 'interaction' in name:
-                parameter.data.normal_()
-            elif name.endswith('.content'):
-                parameter.data.uniform_(-1, 2)
-            elif name.endswith('.locality'):
-                parameter.data.uniform_(0, 3)
-
-    def forward(self, image):
-        """(B, 32, H, W), 0 to 255 -> two of the same."""
-        x = image.permute(0, 2, 3, 1) / 64
-        return tuple(attention(x).permute(0, 3, 1, 2) for attention in self.attentions)
-
-
-def test_onnx_of_content_and_locality(tmp_path, monkeypatch):
-    monkeypatch.setattr(graphs, 'EXPORTED_SIZE', (2, 14, 18))
-    graph, path = Landmarks().eval(), tmp_path / 'graph.onnx'
-    write_onnx(graph, path, LINEAR, channels=32)
-    assert len(check_parity(path, graph, 32, GRIDS)) == len(GRIDS)
 
 
 def test_torch_export_of_content_and_locality():

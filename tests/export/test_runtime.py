@@ -1,6 +1,10 @@
 """What predicts from a graph without torch, against what it stands in for."""
 
 import json
+import math
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 
@@ -12,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
 from mmengine.config import Config
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 from PIL import Image
 from pycocotools import mask as coco
 
@@ -21,17 +25,20 @@ from mmivit.export import runtime
 from mmivit.export.parity_detections import compare_detections
 from mmivit.export.recipe import recipe
 from tests.conftest import CONFIGS, ROOT
+from tests.export.toys import two_boxes, write_constants
 
 RNG = np.random.default_rng(0)
 IMAGE = cv2.GaussianBlur(RNG.integers(0, 256, (97, 160, 3), np.uint8), (0, 0), 1)
-# Nothing else needs to be on a device.
-ABSENT = ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'cv2', 'mmivit', 'matplotlib', 'onnx')
-ISOLATED = f"""
-import runpy, sys
+# Nothing else needs to be on a device, and of the engines one.
+ABSENT = ['torch', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'cv2', 'matplotlib', 'onnx', 'pandas']
+ISOLATED = """
+import json, runpy, sys
+
+absent = json.loads(sys.argv.pop(1))
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.partition('.')[0] in {ABSENT}:
+        if name.partition('.')[0] in absent:
             raise ImportError(name + ' is not there')
 
 sys.meta_path.insert(0, Absent())
@@ -126,6 +133,21 @@ def test_masks_are_pasted_as_mmdet_does():
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize('scale', [(1, 1), (0.5, 0.5), (1.7, 1.3)])
+def test_masks_of_the_whole_picture_are_laid_as_mmdet_does(scale):
+    """As RTMDetInsHead does it, but for its taking of the horizontal scale for both."""
+    logits, (height, width) = RNG.normal(size=(3, 9, 12)).astype(np.float32), (61, 83)
+    prepared = round(height * scale[1]), round(width * scale[0])
+    rows, columns = (-(-side // 32) * 4 for side in prepared)  # padded to 32, at stride 8
+    masks = cv2.resize(logits.transpose(1, 2, 0), (columns, rows)).transpose(2, 0, 1)
+    large = F.interpolate(torch.from_numpy(masks)[None], scale_factor=8, mode='bilinear')
+    size = [math.ceil(side / x) for side, x in zip(large.shape[2:], scale[::-1])]
+    large = F.interpolate(large, size, mode='bilinear')[0, :, :height, :width]
+    meta = dict(test_cfg='{"mask_thr_binary": 0.4}', mask_stride='8')
+    found = [*runtime.lay_masks(masks, np.zeros((3, 4)), height, width, meta, scale)]
+    assert (np.stack(found) == (large.sigmoid() >= 0.4).numpy()).mean() > 0.999
+
+
 def test_run_lengths_are_cocos():
     for i in range(9):
         mask = cv2.resize(RNG.random((5, 5)), (7 + 9 * i, 60)) > i / 8
@@ -152,25 +174,6 @@ def test_detections_that_differ_are_counted():
 @pytest.fixture
 def detector(tmp_path):
     """A graph that finds the same two boxes in every image."""
-    values = dict(
-        boxes=np.array([[10, 20, 50, 60], [0, 0, 30, 30]], np.float32),
-        scores=np.array([0.9, 0.2], np.float32),
-        labels=np.array([1, 0]),
-        masks=np.ones((2, 28, 28), np.float32),
-    )
-    nodes = [
-        helper.make_node('Constant', [], [name], value=numpy_helper.from_array(value))
-        for name, value in values.items()
-    ]
-    image = helper.make_tensor_value_info('image', TensorProto.FLOAT, [1, 3, 'height', 'width'])
-    outputs = [
-        helper.make_tensor_value_info(
-            name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape
-        )
-        for name, value in values.items()
-    ]
-    graph = helper.make_graph(nodes, 'detector', [image], outputs)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 18)], ir_version=10)
     meta = dict(
         task='detection',
         classes='["cat", "\\u72d7"]',
@@ -179,25 +182,39 @@ def detector(tmp_path):
         prepare='[{"resize": [320, 194], "keep_ratio": true}]',
         test_cfg='{"mask_thr_binary": 0.5}',
     )
-    helper.set_model_props(model, meta)
-    onnx.save(model, tmp_path / 'graph.onnx')
+    write_constants(tmp_path / 'graph.onnx', two_boxes(), meta)
     (tmp_path / 'photos').mkdir()
     cv2.imwrite(str(tmp_path / 'photos' / 'a.png'), IMAGE)
     (tmp_path / 'photos' / 'broken.jpg').write_bytes(b'no image')
     return tmp_path
 
 
-def isolated(folder, *args):
-    """tools/predict.py where nothing but what it needs can be imported."""
-    command = [sys.executable, '-c', ISOLATED, ROOT / 'tools' / 'predict.py', *args]
+def isolated(folder, absent, *args):
+    """A script where nothing but what it needs can be imported."""
+    absent = json.dumps([*ABSENT, *absent])
+    command = [sys.executable, '-c', ISOLATED, absent, *args]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
-def test_a_folder_with_three_packages(detector):
-    done = isolated(detector, 'graph.onnx', 'photos', '--out', 'out')
+@pytest.mark.parametrize('engine', ['onnxruntime', 'openvino'])
+def test_a_folder_with_three_packages(detector, engine):
+    name, other = 'graph.onnx', 'openvino'
+    if engine == 'openvino':
+        pytest.importorskip('openvino')
+        line = re.search('^ovc .*$', (ROOT / 'docs' / 'export.md').read_text(), re.M)[0]
+        arguments = shlex.split(line.replace('detector', 'graph'))[1:]
+        convert = [sys.executable, '-m', 'openvino.tools.ovc', *arguments]
+        subprocess.run(convert, cwd=detector, check=True, capture_output=True)
+        name, other = 'graph.xml', 'onnxruntime'
+        (detector / 'graph.onnx').unlink()
+    command = ROOT / 'tools' / 'predict.py', name, 'photos', '--out', 'out'
+    done = isolated(detector, [other], *command)
     assert done.returncode == 1
-    assert done.stdout == '1 images: out/pictures, out/predictions\n'
+    assert done.stdout == (
+        '1 images: out/pictures, out/predictions\nall to look through: out/report.html\n'
+    )
     assert done.stderr.startswith('1 could not be predicted:\n  photos/broken.jpg: cannot identify')
+    assert 'pictures/a.png.jpg' in (detector / 'out/report.html').read_text()
     record = json.loads((detector / 'out/predictions/a.png.json').read_text())
     (found,) = record.pop('detections')
     assert record == dict(image='photos/a.png', width=160, height=97)
@@ -205,8 +222,21 @@ def test_a_folder_with_three_packages(detector):
     assert found['bbox'] == pytest.approx([5, 10, 25, 30])  # the graph's image is twice as large
     assert coco.decode(found['mask'])[10:30, 5:25].all()
     assert Image.open(detector / 'out/pictures/a.png.jpg').size == (800, 485)
-    done = isolated(detector, 'graph.onnx', 'photos', '--out', 'out')
+    done = isolated(detector, [other], *command)
     assert done.stderr.startswith('predict: out/pictures/a.png.jpg exists (2 such files)')
+    (detector / 'out/report.html').write_text('mine')
+    done = isolated(detector, [other], *command, '--force')
+    assert done.stderr.startswith('predict: out/report.html is no report of mmivit')
+    # On a device, of mmivit the one file.
+    shutil.copy(runtime.__file__, detector)
+    done = isolated(detector, [other, 'mmivit'], 'runtime.py', name, 'photos/a.png', '--out', 'b')
+    assert done.stdout == '1 images: b/pictures, b/predictions\n'
+    record['image'] = 'photos/a.png'
+    assert json.loads((detector / 'b/predictions/a.png.json').read_text()) == record | dict(
+        detections=[found]
+    )
+    done = isolated(detector, [engine], *command, '--out', 'c')
+    assert done.stderr.endswith(f'is not there: python -m pip install {engine}\n')
 
 
 def test_what_a_graph_is_refused_for(detector):
@@ -220,8 +250,13 @@ def test_what_a_graph_is_refused_for(detector):
         with pytest.raises(runtime.GraphError, match=reason):
             runtime.Graph(detector / 'other.onnx')
     (detector / 'none.onnx').write_bytes(b'no graph')
-    for name in ('none.onnx', 'absent.onnx'):
-        done = isolated(detector, name, 'photos')
+    (detector / 'none.xml').write_text('<net></net>')
+    for name in ('none.onnx', 'none.xml', 'absent.onnx'):
+        done = isolated(detector, [], ROOT / 'tools' / 'predict.py', name, 'photos')
         assert done.returncode == 1
-        assert done.stderr.startswith('predict: ')
-        assert done.stderr.count('\n') == 1
+        # OpenVINO's readers of other formats say what they think of it.
+        lines = [
+            x for x in done.stderr.splitlines() if not re.match(r'E\d{4} |WARNING: All log', x)
+        ]
+        assert len(lines) == 1
+        assert lines[0].startswith('predict: ')
