@@ -1,6 +1,6 @@
-"""ViT-S/16 with iMHSA learns from timm's ViT-S/16; the rest as in ../distill_ivit.py. Error: not run.
+"""ViT-S/16 with iMHSA learns from timm's ViT-S/16; the rest as in ../distill_ivit.py.
 
-How the result is loaded: docs/pretraining.md, Plain vision transformers.
+Error: not run. How the result is loaded: docs/pretraining.md, Plain vision transformers.
 """
 
 _base_ = '../distill_ivit.py'

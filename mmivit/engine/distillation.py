@@ -3,8 +3,8 @@
 A student that starts from the weights of a model with ordinary attention differs from it by what
 landmarks summarise. Unlabelled images close the gap: after every block the student's features are
 compared with the teacher's. Each block starts from the teacher's features, which brings the
-student nearer in less time than training it from end to end (docs/pretraining.md); so trained it may
-learn what the teacher answers, too.
+student nearer in less time than training it from end to end (docs/pretraining.md). From end to end
+it may learn what the teacher answers, too.
 
     model = dict(
         type='mmivit.DistilledIViT',
