@@ -13,6 +13,8 @@ from mmivit.utils.figures import save_figure
 from mmivit.utils.files import write_whole
 from mmivit.utils.tables import markdown_table
 
+TEACHER_AT = 'MHSA at '  # a side: the key of a teacher's score
+POINTS = "accuracy, points above its teacher's"
 DOWNSTREAM = {'segmentation': 'mIoU (%)', 'detection': 'box AP50 (%)'}
 
 
@@ -27,7 +29,8 @@ def write_distillation_report(log: RunLog, runs: Sequence[Run], folder: Path, ti
 def distillation_tables(log: RunLog, runs: Sequence[Run]) -> str:
     """Markdown: the teacher's scores, students' scores and errors by iteration, downstream scores.
 
-    Means and standard deviations over the seeds.
+    Means and standard deviations over the seeds. Teachers differ by more than students do from
+    theirs, so that each student is compared with its own.
     """
     (teachers,) = records(log, runs, 'teach').values()
     scores: dict[str, dict[str, str]] = {}
@@ -38,8 +41,8 @@ def distillation_tables(log: RunLog, runs: Sequence[Run]) -> str:
     at_sides = [f'{side} x {side}' for side in sides]
     rows = [[name, *row.values()] for name, row in scores.items()]
     parts = ['## Teacher (accuracy, %)', markdown_table(['', *at_sides], rows)]
-    students = records(log, runs, 'distil')
-    for key, what, digits in (('score', 'accuracy (%)', 1), ('error', 'error of stage 4', 3)):
+    students = above_teacher(log, runs)
+    for key, what, digits in (('score', POINTS, 1), ('error', 'error of stage 4', 3)):
         iterations = list(next(iter(students.values()))[0][key])
         rows = [
             [name, *(spread((r[key][i] for r in found), digits) for i in iterations)]
@@ -51,7 +54,7 @@ def distillation_tables(log: RunLog, runs: Sequence[Run]) -> str:
         [name, *(spread(r['sides'][side] for r in found) for side in sides)]
         for name, found in students.items()
     ]
-    parts += ['## Students at the end (accuracy, %)', markdown_table(['', *at_sides], rows)]
+    parts += [f'## Students at the end: {POINTS}', markdown_table(['', *at_sides], rows)]
     for task, score in DOWNSTREAM.items():
         found = records(log, runs, task)
         if not found:
@@ -70,8 +73,8 @@ def plot_distillation(log: RunLog, runs: Sequence[Run], path: Path, title: str) 
     from matplotlib.figure import Figure
 
     figure = Figure((11, 4), layout='constrained')
-    students = records(log, runs, 'distil')
-    panels = (('score', 'held-out accuracy (%)'), ('error', 'relative error after stage 4'))
+    students = above_teacher(log, runs)
+    panels = (('score', POINTS), ('error', 'relative error after stage 4'))
     for axes, (key, label) in zip(figure.subplots(1, 2), panels):
         for name, found in students.items():
             columns = [[r[key][i] for r in found] for i in found[0][key]]
@@ -83,10 +86,7 @@ def plot_distillation(log: RunLog, runs: Sequence[Run], path: Path, title: str) 
             axes.fill_between(places, low, high, color=colour, alpha=0.12, linewidth=0)
         axes.set(xlabel='iteration', ylabel=label)
         axes.grid(alpha=0.3)
-    (teachers,) = records(log, runs, 'teach').values()
-    side = next(key for key in teachers[0]['score'] if key.startswith('MHSA'))
-    score = statistics.mean(r['score'][side] for r in teachers)
-    figure.axes[0].axhline(score, color='k', linestyle='--', label='the teacher')
+    figure.axes[0].axhline(0, color='k', linestyle='--', label='the teacher')
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc='outside right upper')
     figure.suptitle(f'{title}: mean and range over seeds')
     save_figure(figure, path, dpi=110)
@@ -98,4 +98,23 @@ def records(log: RunLog, runs: Sequence[Run], task: str) -> dict[str, list[dict]
     for run in runs:
         if run.task == task:
             found.setdefault(run.start, []).append(log.get(**asdict(run)))
+    return found
+
+
+def above_teacher(log: RunLog, runs: Sequence[Run]) -> dict[str, list[dict]]:
+    """Records of the students, with accuracies as points above the teacher of the same seed."""
+    (teachers,) = records(log, runs, 'teach').values()
+    own = {teacher['seed']: teacher['score'] for teacher in teachers}
+    found = {}
+    for way, students in records(log, runs, 'distil').items():
+        found[way] = []
+        for student in students:
+            taught = own[student['seed']]
+            sides = {
+                side: score - taught[f'{TEACHER_AT}{side}']
+                for side, score in student['sides'].items()
+            }
+            first = taught[f'{TEACHER_AT}{next(iter(sides))}']
+            score = {i: value - first for i, value in student['score'].items()}
+            found[way].append(student | dict(score=score, sides=sides))
     return found

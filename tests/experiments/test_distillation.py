@@ -16,7 +16,7 @@ from mmivit.experiments.distillation import (
     plan,
     train,
 )
-from mmivit.experiments.distillation_report import write_distillation_report
+from mmivit.experiments.distillation_report import POINTS, write_distillation_report
 from mmivit.experiments.runs import RunLog
 from mmivit.experiments.warm_start import drawn
 from tests.conftest import CONFIGS
@@ -83,7 +83,9 @@ def test_all_of_it(data, tmp_path):
     assert set(starts) == {TEACHER, 'distilled'}
     tables = write_distillation_report(log, runs, tmp_path, 'Drawn images')
     assert (tmp_path / 'distillation.md').read_text() == tables
-    assert '| accuracy (%): what learns, how, rate | 0 | 1 | 2 | 3 | 4 |' in tables
+    assert f'| {POINTS}: what learns, how, rate | 0 | 1 | 2 | 3 | 4 |' in tables
+    above = (student['sides'][side] - taught[f'MHSA at {side}'] for side in ('32', '64'))
+    assert '| {} | {:.1f} | {:.1f} |'.format(BASE, *above) in tables
     assert '| mIoU (%): start | 1 | 2 |' in tables
     assert f'| {TEACHER} |' in tables
     assert (tmp_path / 'distillation.png').read_bytes().startswith(b'\x89PNG')
