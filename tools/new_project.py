@@ -8,6 +8,7 @@ Reads COCO, Pascal VOC, YOLO, labelme, CVAT (for images) and label maps.
 """
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -68,8 +69,9 @@ def main() -> None:
     print('\n'.join(project.notes))
     print('\n\n'.join(map(str, project.reports)))
     print('Next:')
+    train = shlex.quote(str(Path(sys.argv[0]).with_name('train.py')))
     for config in project.configs:
-        print(f'    python tools/train.py {config}')
+        print(f'    python {train} {shlex.quote(str(config))}')
     problems = sum(sum(report.problems.values()) for report in project.reports)
     if problems:
         sys.exit(f'{problems} problems; mend them in the annotations and make the project anew')

@@ -29,7 +29,9 @@ from mmivit.utils.text import printable
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description='Predict on images, videos and folders.')
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('inputs', nargs='+', help='images, videos and folders')

@@ -154,7 +154,12 @@ def new_project(
     if project.exists():
         project.rmdir()
     partial.rename(project)
-    return Project(written, notes, check_datasets(str(written[0]), ('train', 'val')))
+    try:
+        reports = check_datasets(str(written[0]), ('train', 'val'))
+    except BaseException:
+        shutil.rmtree(project)  # so that the command can be given again
+        raise
+    return Project(written, notes, reports)
 
 
 def _copy(file: Path, target: Path) -> None:

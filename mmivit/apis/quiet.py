@@ -32,6 +32,7 @@ NOISE = re.compile(
             r'"FileClient" will be deprecated',  # MMEngine about its own hooks
             r'"HardDiskBackend" is the alias of "LocalBackend"',
             r'``build_loss`` would be deprecated',  # mmseg about its own heads
+            r'DeprecationWarning: `num_anchors`',  # mmdet about its own heads
             r'Default ``avg_non_ignore`` is False',  # mmseg's loss, its usual way to average
             r'Failed to add <class .*LocalVisBackend.*save_dir',  # predict.py writes by itself
             r'Warning: The \w+ is out of bounds, the drawn',  # what is found may end at the border

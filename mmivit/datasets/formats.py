@@ -88,10 +88,10 @@ def read_annotations(source: Path, root: Path, images: Sequence[Path]) -> Annota
     if len(forms) > 1 and LABEL_MAPS in forms:  # pictures beside other annotations
         del forms[LABEL_MAPS]
     if len(forms) != 1:
-        found = listed(sorted(forms)) or f'no such file among {len(files)}'
+        found = f'annotations of {len(forms)} formats ({listed(sorted(forms))})'
         raise LaunchError(
-            f'{source} holds annotations of {len(forms)} known formats ({found}); expected one of '
-            f'{KNOWN}: name its file or folder with --annotations'
+            f'{source} holds {found if forms else "no annotations"}; expected those of one of '
+            f'{KNOWN}: name their file or folder with --annotations'
         )
     [(form, of_form)] = forms.items()
     read: dict[str, Callable] = dict(COCO=_read_coco, CVAT=_read_cvat)
@@ -245,7 +245,8 @@ def _yolo_names(source: Path, root: Path) -> list[str]:
                 ]
     raise LaunchError(
         f'{source} (YOLO): its classes are numbers, and no data.yaml with names, classes.txt or '
-        'obj.names lies beside the labels or the images to name them'
+        'obj.names lies beside the labels or the images to name them: write classes.txt, a line '
+        'for each number from 0; --classes chooses among the names'
     )
 
 

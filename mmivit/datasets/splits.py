@@ -33,10 +33,12 @@ def find_groups(names: Sequence[str], rule: str | None) -> dict[str, str]:
     if rule is None:
         return {name: name for name in names}
     if rule == FOLDER:
-        return {name: name.rpartition('/')[0] for name in names}
+        return {name: name.rpartition('/')[0] or '.' for name in names}
     if Path(rule).is_file():
         with open(rule, encoding='utf-8', newline='') as file:
             groups = {row[0].strip(): row[1].strip() for row in csv.reader(file) if len(row) > 1}
+    elif rule.endswith(('.csv', '.txt')):
+        raise LaunchError(f'--group: no file {rule}, seen from {Path.cwd()}')
     else:
         try:
             pattern = re.compile(rule)

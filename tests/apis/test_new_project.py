@@ -204,13 +204,16 @@ def test_faults_are_told_in_a_line(drawn, tmp_path):
 
     refused('no object is called cat; there are .*circle', classes=['circle', 'cat'])
     refused('no such setting; there are data_root', settings=dict(epoch=3))
-    refused('1 group.* leave training or validation empty', group='folder')
+    refused(r'1 group\(s\) of images \(\.\) leave training or validation empty', group='folder')
+    refused('no file groups.csv', group='groups.csv')
     refused('no such group; there are', val=['nobody'])
     refused('gives 6 of 6 images no group', group='photo_(.*)')
     refused('no file or folder', FileNotFoundError, tmp_path / 'nothing')
     (tmp_path / 'notes').mkdir()
     (tmp_path / 'notes/readme.txt').write_text('no labels')
-    refused('0 known formats .* expected one of COCO, Pascal VOC, YOLO', source=tmp_path / 'notes')
+    refused('no annotations; expected those of one of COCO, Pascal', source=tmp_path / 'notes')
+    # What only the written config shows leaves nothing behind either.
+    refused('cannot be read as a config', settings=dict(epochs='three'))
     other = dict(coco, images=[dict(e, file_name=f'x{e["file_name"]}') for e in coco['images']])
     (tmp_path / 'other.json').write_text(json.dumps(other))
     refused('none of the 1 annotation files .COCO. is of any', source=tmp_path / 'other.json')
