@@ -123,7 +123,7 @@ def new_project(
         f'{counts["val"]} of {of_groups["val"]} held out (split.csv); {task}, '
         f'{len(names)} classes: {listed(names)}'
     )
-    reduced = {} if not small else SMALL if task == 'labels' else SMALL_DETECTOR
+    reduced = (SMALL if task == 'labels' else SMALL_DETECTOR) if small else {}
     settings = _block(read, task, names, sizes) | reduced | (settings or {})
     place = 'images' if copy else str(images.resolve())
     partial = project.with_name(f'.{project.name}.partial')

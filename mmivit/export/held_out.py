@@ -9,12 +9,11 @@ import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import nn
 
@@ -60,7 +59,7 @@ class Judged(NamedTuple):
         ]
 
 
-class GraphModel(BaseModel):
+class GraphModel(nn.Module):
     """A graph in the place of a model that is tested: files in, as a device reads them.
 
     Args:
@@ -70,10 +69,6 @@ class GraphModel(BaseModel):
     def __init__(self, graph: runtime.Graph) -> None:
         super().__init__()
         self.graph = graph
-
-    def forward(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing is trained."""
-        raise NotImplementedError
 
     def test_step(self, data: dict) -> list[BaseDataElement]:
         """The samples of a batch with predictions where mmdet or mmseg puts them."""

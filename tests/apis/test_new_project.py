@@ -14,7 +14,7 @@ from mmivit.apis.new_project import new_project
 from mmivit.datasets.shapes import ShapesSpec, write_dataset
 from mmivit.datasets.splits import find_groups, hold_out, looks_tiled
 from mmivit.errors import LaunchError
-from tests.conftest import CONFIGS, run_tool
+from tests.conftest import CONFIGS, ROOT, run_tool
 
 
 @pytest.fixture(scope='module')
@@ -259,7 +259,7 @@ def test_the_command_says_what_comes_next(drawn, tmp_path):
                     '--set', 'epochs=2', cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert 'WARNING: images named photo... look like tiles' in done.stdout
-    assert 'python tools/train.py mine/mine_atss.py' in done.stdout
+    assert f'python {ROOT}/tools/train.py mine/mine_atss.py\n' in done.stdout
     again = run_tool(
         'new_project.py', 'tiles', 'mine', '--annotations', 'labels.json', cwd=tmp_path
     )

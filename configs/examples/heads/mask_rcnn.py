@@ -38,15 +38,8 @@ val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(pipe
 test_dataloader = val_dataloader
 
 max_epochs = 1
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
-    dict(
-        type='CosineAnnealingLR',
-        T_max=max_epochs,
-        eta_min_ratio=0.01,
-        by_epoch=True,
-        convert_to_iter_based=True,
-    ),
-]
+param_scheduler = _base_.param_scheduler
+param_scheduler[0].update(end=50)
+param_scheduler[1].update(T_max=max_epochs)
 train_cfg = dict(max_epochs=max_epochs, val_interval=2)  # not judged
 auto_scale_lr = dict(base_batch_size=4)
