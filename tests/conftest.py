@@ -90,9 +90,13 @@ def starts_processes(function, seen=()):
 
 
 @pytest.fixture(autouse=True)
-def no_visualizer_before():
-    """MMEngine's hooks draw with the visualiser that was made last, in whichever test."""
+def nothing_made_before():
+    """MMEngine's hooks draw with the visualiser, and it logs with the logger, that was made last.
+
+    In whichever test: a runner's logger, which writes to a file, would get what a test waits for.
+    """
     Visualizer._instance_dict.clear()
+    MMLogger._instance_dict.clear()
 
 
 @pytest.fixture

@@ -68,6 +68,8 @@ def main() -> None:
     images = len(report.written) - report.videos
     print(f'{images} images{videos}: {args.out}/pictures, {args.out}/predictions')
     print(f'all to look through: {args.out}/report.html')
+    if report.empty:
+        print(f'{report.empty} with nothing that scored {args.score_thr} or more (--score-thr)')
     for line in report.doubts.details():
         print(line)
     if report.failed:

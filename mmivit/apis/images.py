@@ -11,7 +11,12 @@ import numpy as np
 from PIL import Image
 
 from mmivit.datasets.loaders import ImagePipeline, decodes_as_stock
-from mmivit.datasets.vetting import IMAGE_SUFFIXES, MOST_PIXELS, check_image
+from mmivit.datasets.vetting import (
+    IMAGE_SUFFIXES,
+    MOST_PIXELS,
+    OTHER_SUFFIXES,
+    check_image,
+)
 from mmivit.utils.files import RefusedFile, check_regular, is_apple_double
 from mmivit.utils.text import printable
 
@@ -54,6 +59,17 @@ def find_images(
         else:
             raise FileNotFoundError(f'no file or folder {entry}, seen from {os.getcwd()}')
     return found
+
+
+def find_passed_over(inputs: Iterable[str | Path], suffixes: Iterable[str]) -> list[Path]:
+    """The images and videos in folders that :func:`find_images` leaves, by their names' ends."""
+    others = tuple(end for end in OTHER_SUFFIXES if end not in suffixes)
+    return sorted(
+        path
+        for entry in inputs
+        for path in Path(entry).rglob('*')  # of a file, nothing
+        if path.name.lower().endswith(others) and not is_apple_double(path)
+    )
 
 
 def read_image(path: Path, pipeline: ImagePipeline) -> dict:

@@ -31,7 +31,7 @@ from mmivit.apis.config import (
     set_test_data,
     tested_dataset,
 )
-from mmivit.apis.images import IMAGE_SUFFIXES, find_images, read_image
+from mmivit.apis.images import IMAGE_SUFFIXES, find_images, find_passed_over, read_image
 from mmivit.apis.inferencers import Detector, Prediction, Prepared, Segmentor
 from mmivit.apis.quiet import is_quiet, quiet
 from mmivit.apis.videos import VIDEO_SUFFIXES, Video, as_loaded, written_video
@@ -57,6 +57,7 @@ class PredictReport:
     doubts: DataReport = field(default_factory=lambda: DataReport('predicted'))
     videos: int = 0  # of those written
     frames: int = 0  # of these
+    empty: int = 0  # of those written: a detector has found nothing
 
     def add(self, outcome: Outcome) -> None:
         """Take note of a file."""
@@ -66,6 +67,7 @@ class PredictReport:
         self.written.append(outcome.path)
         self.videos += outcome.frames > 0
         self.frames += outcome.frames
+        self.empty += outcome.empty
         self.doubts.add([outcome.doubt] if outcome.doubt else [])
 
 
@@ -97,6 +99,7 @@ class Outcome(NamedTuple):
     failure: str = ''
     doubt: Finding | None = None
     frames: int = 0
+    empty: bool = False
 
 
 class Loaded(NamedTuple):
@@ -184,7 +187,11 @@ def predict(
     report = PredictReport()
     for task in tasks:
         report.add(found[task.path])
-    write_report(out)
+    report.doubts.add(
+        Finding('files of formats that are not predicted', str(path), problem=False)
+        for path in find_passed_over(inputs, _suffixes(cfg))
+    )
+    write_report(out, failed=report.failed)
     return report
 
 
@@ -204,9 +211,14 @@ def _predictor(settings: Settings, cfg: Config, device: str | None = None) -> De
     return Detector(cfg, settings.checkpoint, device, settings.score_thr, settings.opacity)
 
 
-def _find_tasks(cfg: Config, inputs: Iterable[str | Path], out: Path) -> list[Task]:
+def _suffixes(cfg: Config) -> tuple[str, ...]:
+    """Ends of the names of images: the usual ones, and that of the config's data set."""
     own = (tested_dataset(cfg).get('img_suffix') or IMAGE_SUFFIXES[0]).lower()
-    suffixes = IMAGE_SUFFIXES if own.endswith(IMAGE_SUFFIXES) else (*IMAGE_SUFFIXES, own)
+    return IMAGE_SUFFIXES if own.endswith(IMAGE_SUFFIXES) else (*IMAGE_SUFFIXES, own)
+
+
+def _find_tasks(cfg: Config, inputs: Iterable[str | Path], out: Path) -> list[Task]:
+    suffixes = _suffixes(cfg)
     segments = check_scope(cfg) == 'mmseg'
     tasks, seen = [], {}
     for path, name in find_images(inputs, out, (*suffixes, *VIDEO_SUFFIXES)):
@@ -237,10 +249,11 @@ def _outcomes(
             yield from (Outcome(each.task.path, each.failure) for each in batch)
             continue
         for loaded, prediction in _predictions(predictor, batch):
-            failure = prediction
+            failure, empty = prediction, False
             if isinstance(prediction, Prediction):
                 failure = _attempt(_write, loaded.task, loaded.image, prediction)[1]
-            yield Outcome(loaded.task.path, str(failure), loaded.doubt)
+                empty = _is_empty([prediction.record])
+            yield Outcome(loaded.task.path, str(failure), loaded.doubt, empty=empty)
     for task in tasks:
         if task.is_video:
             outcome, failure = _attempt(_predict_video, predictor, task, batch_size, shown)
@@ -342,7 +355,12 @@ def _predict_video(
     if len(records) < video.announced:
         where = f'{task.path}: {len(records)} of {video.announced}'
         doubt = Finding('videos of fewer frames than their header says', where, problem=False)
-    return Outcome(task.path, doubt=doubt, frames=len(records))
+    return Outcome(task.path, '', doubt, len(records), _is_empty(records))
+
+
+def _is_empty(records: Iterable[dict]) -> bool:
+    """Whether a detector has found nothing; a segmentor names every pixel."""
+    return not any(record.get('detections', True) for record in records)
 
 
 def _in_processes(

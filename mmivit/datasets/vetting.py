@@ -11,6 +11,8 @@ MOST_PIXELS = 89_478_485  # where Pillow warns of a decompression bomb; 256 MiB 
 IMAGE_FORMATS = ('JPEG', 'PNG', 'BMP', 'TIFF', 'WEBP', 'PPM', 'GIF', 'JPEG2000', 'SUN')
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
+# Of images and videos as well, which the stock loaders don't read, or not all of them.
+OTHER_SUFFIXES = ('.gif', '.heic', '.heif', '.avif', '.jxl', '.jp2', '.svg', '.dng', '.mts')
 
 
 def check_image(path: str | Path) -> tuple[int, int]:

@@ -92,7 +92,7 @@ class Budget:
     distil: int = 100
     size: int = 128
     landmarks: int = 4
-    downstream: int = 150
+    downstream: int = 400
     downstream_size: int = 96
     batch: int = 4
     images: int = 800

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
+OTHER_SUFFIXES = ('.gif', '.heic', '.heif', '.avif', '.jxl', '.jp2', '.svg', '.dng')  # not read
 MOST_PIXELS = 89_478_485  # of an image, where Pillow warns of a bomb
 LEGIBLE = 480  # pixels; smaller images are enlarged for drawing
 LONGEST = 4096  # pixels, up to which they are
@@ -564,12 +565,16 @@ def main(arguments: Sequence[str] | None = None, page: Any = None) -> Any:
         if page:
             page.check_replaceable(args.out)
         written, failed = predict(**vars(args))
-        report = page.write_report(args.out) if page else None
+        report = page.write_report(args.out, failed=failed) if page else None
     except (GraphError, OSError) as error:
         return f'predict: {error}'
     print(f'{len(written)} images: {args.out}/pictures, {args.out}/predictions')
     if report:
         print(f'all to look through: {report}')
+    files = (file for entry in args.inputs for file in Path(entry).rglob('*'))
+    others = sorted(file for file in files if file.suffix.lower() in OTHER_SUFFIXES)
+    if others:
+        print(f'{len(others)} files of formats that are not predicted, such as {others[0]}')
     if failed:
         lines = [f'  {path}: {reason}' for path, reason in failed.items()]
         return '\n'.join([f'{len(failed)} could not be predicted:', *lines])

@@ -12,13 +12,14 @@ import io
 import json
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote
 
 from PIL import Image
 
 from mmivit.utils.files import write_whole
+from mmivit.utils.text import printable
 
 NAME = 'report.html'
 MARK = '<meta name="generator" content="mmivit">'  # of the pages that are ours to replace
@@ -38,7 +39,9 @@ def check_replaceable(folder: str | Path) -> None:
         raise FileExistsError(f'{path} is no report of mmivit: move it away, or name another --out')
 
 
-def write_report(folder: str | Path, title: str = '') -> Path:
+def write_report(
+    folder: str | Path, title: str = '', failed: Mapping[Path, str] | None = None
+) -> Path:
     """Write ``report.html`` on all predictions in a folder, and return its path.
 
     The page holds names, counts and small pictures, asks for nothing from anywhere, and links to
@@ -47,6 +50,7 @@ def write_report(folder: str | Path, title: str = '') -> Path:
     Args:
         folder: with ``predictions``, ``pictures`` and ``videos``, whichever of them there are.
         title: of the page; the folder's name if not given.
+        failed: files that could not be predicted, and why.
 
     Raises:
         FileExistsError: somebody else's ``report.html`` is there.
@@ -55,11 +59,13 @@ def write_report(folder: str | Path, title: str = '') -> Path:
     folder = Path(folder)
     check_replaceable(folder)
     title = title or folder.absolute().name
-    results = json.dumps(dict(title=title, items=list(_items(folder))), separators=(',', ':'))
+    reasons = {printable(path): reason for path, reason in (failed or {}).items()}
+    results = dict(title=title, items=list(_items(folder)), failed=reasons)
+    script = json.dumps(results, separators=(',', ':'))
     # Within a script of HTML, what ends it and what begins a comment both start with this.
-    results = results.replace('<', '\\u003c')
+    script = script.replace('<', '\\u003c')
     page = TEMPLATE.read_text(encoding='utf-8')
-    parts = {'MARK': MARK, 'TITLE': html.escape(title), 'RESULTS': results}
+    parts = {'MARK': MARK, 'TITLE': html.escape(title), 'RESULTS': script}
     for key, text in parts.items():
         page = page.replace(f'<!-- {key} -->', text)
     write_whole(folder / NAME, page.encode('utf-8', 'replace'))

@@ -134,6 +134,20 @@ def test_twelve_bits_in_a_sixteen_bit_file_are_named(run):
     assert 'photos/night.png: at most 3 of 255' in place
 
 
+def test_what_was_not_predicted_or_found_is_told(run):
+    for name in ('x.GIF', 'deep/y.heic', 'notes.txt', '._z.heic'):
+        path = Path('photos', name)
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    report = run()
+    assert report.doubts.details() == [
+        '  note: 2 files of formats that are not predicted',
+        '      photos/deep/y.heic',
+        '      photos/x.GIF',
+    ]
+    assert report.empty == len(report.written) == 1
+
+
 def record(path):
     return json.loads(Path(path).read_text())
 

@@ -20,14 +20,13 @@ def warn(text, category, filename):
     warnings.warn_explicit(text, category, filename, 1)
 
 
-def start_logging(tmp_path, monkeypatch):
+def start_logging(tmp_path):
     """A run's logger, which writes to a file and to the screen as it is now."""
-    monkeypatch.setattr(MMLogger, '_instance_dict', type(MMLogger._instance_dict)())
     return MMLogger.get_instance('run', log_file=str(tmp_path / 'run.log'))
 
 
 def test_noise_is_counted_and_all_else_is_shown(tmp_path, capfd, monkeypatch):
-    logger = start_logging(tmp_path, monkeypatch)
+    logger = start_logging(tmp_path)
     # In the place of pytest's own, which collects warnings.
     monkeypatch.setattr(warnings, 'showwarning', lambda text, *_: print(text, file=sys.stderr))
     with quietly(Namespace(verbose=False)):
@@ -67,8 +66,7 @@ def test_noise_is_counted_and_all_else_is_shown(tmp_path, capfd, monkeypatch):
     assert str(tmp_path / 'run.log') in last
 
 
-def test_without_a_file_nothing_but_noise_is_left_out(capfd, monkeypatch):
-    monkeypatch.setattr(MMLogger, '_instance_dict', type(MMLogger._instance_dict)())
+def test_without_a_file_nothing_but_noise_is_left_out(capfd):
     with quietly(Namespace(verbose=False)):
         MMLogger.get_current_instance().info('Config:\nmodel = dict()')
     out, err = capfd.readouterr()
@@ -76,8 +74,8 @@ def test_without_a_file_nothing_but_noise_is_left_out(capfd, monkeypatch):
     assert not err
 
 
-def test_verbose_shows_all_and_errors_come_last(tmp_path, capfd, monkeypatch):
-    logger = start_logging(tmp_path, monkeypatch)
+def test_verbose_shows_all_and_errors_come_last(tmp_path, capfd):
+    logger = start_logging(tmp_path)
     args = Namespace(verbose=True, config='x.py')
     with quietly(args):
         logger.warning(PREFIX)

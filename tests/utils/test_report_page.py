@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
@@ -105,6 +106,16 @@ def test_shares_of_classes(tmp_path):
     assert item['values'] == dict(sea=[0.75], sky=[0.25])
 
 
+def test_what_failed_is_listed(folder):
+    failed = {Path('photos/broken.png'): 'truncated', HOSTILE: 'no image'}
+    page = Page(write_report(folder, failed=failed))
+    assert not page.addresses
+    assert json.loads(page.scripts[0])['failed'] == {
+        'photos/broken.png': 'truncated',
+        HOSTILE: 'no image',
+    }
+
+
 def test_many_pictures_are_shown_from_their_files(folder, monkeypatch):
     monkeypatch.setattr(report_page, 'EMBEDDED', 1)
     items = json.loads(Page(write_report(folder)).scripts[0])['items']
@@ -123,7 +134,7 @@ def test_only_a_report_of_ours_is_replaced(folder):
 
 @pytest.mark.skipif(not BROWSER, reason='needs Chromium (Debian, Ubuntu: apt install chromium)')
 def test_a_browser_filters_and_asks_for_nothing(folder, tmp_path):
-    page = write_report(folder)
+    page = write_report(folder, failed={HOSTILE: 'no image'})
 
     def shown(view):
         log = tmp_path / 'requests.json'
@@ -144,6 +155,8 @@ def test_a_browser_filters_and_asks_for_nothing(folder, tmp_path):
     text, cards = shown('')
     assert cards == names
     assert '>4 of 4</output>' in text
+    assert '>1 could not be predicted</summary>' in text
+    assert 'no image</li>' in text
     assert '2 circle (0.91), 1 square (0.60)' in text
     assert '640 x 480, 2 frames' in text
     text, cards = shown('class=circle&least=0.3')
