@@ -105,6 +105,7 @@ class DenseGraph(DetectorGraph):
         stock = ('predict', 'predict_by_feat', '_predict_by_feat_single', '_bbox_post_process')
         yield from overridden(model, SingleStageDetector, ('predict', '_forward'))
         yield from overridden(model.bbox_head, BaseDenseHead, stock)
+        yield from _score_obstacles(model.bbox_head)
         yield from _nms_obstacles(model.bbox_head.test_cfg)
 
     @property
@@ -158,6 +159,7 @@ class DynamicMaskGraph(DenseGraph):
         yield from overridden(model, SingleStageDetector, ('predict', '_forward'))
         yield from overridden(model.bbox_head, BaseDenseHead, ('predict',))
         yield from overridden(model.bbox_head, RTMDetInsHead, stock)
+        yield from _score_obstacles(model.bbox_head)
         yield from _nms_obstacles(model.bbox_head.test_cfg)
 
     def detect(self, maps: Sequence[Tensor], limits: Tensor) -> tuple[Tensor, ...]:
@@ -229,6 +231,7 @@ class TwoStageGraph(DetectorGraph):
         yield from overridden(roi_head, StandardRoIHead, stages)
         if isinstance(roi_head, StandardRoIHead):
             yield from overridden(roi_head.bbox_head, BBoxHead, predict[1:])
+            yield from _score_obstacles(roi_head.bbox_head)
             extractors = [roi_head.bbox_roi_extractor]
             if roi_head.with_mask:
                 yield from overridden(roi_head.mask_head, FCNMaskHead, predict[1:])
@@ -422,6 +425,12 @@ def overridden(part: nn.Module, stock: type, methods: Sequence[str]) -> Iterator
     for method in methods:
         if getattr(type(part), method) is not getattr(stock, method):
             yield f'{name} has a {method} of its own, not that of {stock.__name__}'
+
+
+def _score_obstacles(head: nn.Module) -> Iterator[str]:
+    """Scores are sigmoid or softmax of logits, unless the loss brings a way of its own."""
+    if getattr(head.loss_cls, 'custom_cls_channels', False):
+        yield f"{type(head).__name__}'s scores are what its {type(head.loss_cls).__name__} makes"
 
 
 def _nms_obstacles(cfg: dict) -> Iterator[str]:

@@ -124,6 +124,10 @@ def test_what_is_refused():
     cfg.model.roi_head.mask_head.upsample_cfg = dict(type='carafe', scale_factor=2)
     with pytest.raises(ExportError, match=r"is mmcv's CARAFE.*, an operator that ONNX has not"):
         target_of(cfg)
+    cfg = config('mask_rcnn')
+    cfg.model.roi_head.bbox_head.loss_cls = dict(type='SeesawLoss', num_classes=5)
+    with pytest.raises(ExportError, match="BBoxHead's scores are what its SeesawLoss makes"):
+        target_of(cfg)
     model = build_model(config('retinanet'))
     model.bbox_head = nn.Identity()
     with pytest.raises(ExportError, match='neither proposals and heads on regions nor a dense'):
