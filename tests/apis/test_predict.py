@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmivit.apis import predict
+from mmivit.apis import predict_files
 from mmivit.apis.images import find_images
 from mmivit.apis.inferencers import Prediction
+from mmivit.apis.predict import predict
 from mmivit.apis.videos import Video, written_video
 from mmivit.datasets.loaders import ImagePipeline
 from mmivit.errors import LaunchError
@@ -33,8 +34,8 @@ def run(tmp_path, monkeypatch):
     (tmp_path / 'photos').mkdir()
     Image.new('RGB', (40, 30), 'red').save(tmp_path / 'photos' / 'a.png')
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(predict, 'Detector', Blind)
-    return lambda **options: predict.predict('config.py', 'x.pth', ['photos'], 'out', **options)
+    monkeypatch.setattr(predict_files, 'Detector', Blind)
+    return lambda **options: predict('config.py', 'x.pth', ['photos'], 'out', **options)
 
 
 def tree(folder):

@@ -45,8 +45,9 @@ from safetensors.torch import save
 
 unpickler.Unpickler.load = atheris.instrument_func(unpickler.Unpickler.load)
 with atheris.instrument_imports(include=['mmivit']):
-    from mmivit.apis import predict
+    from mmivit.apis import predict_files
     from mmivit.apis.inferencers import Prediction
+    from mmivit.apis.predict import predict
     from mmivit.datasets.loaders import ImagePipeline
     from mmivit.errors import CheckpointError
     from mmivit.models import IViT
@@ -260,7 +261,7 @@ class Images:
         (folder / 'config.py').touch()
         cfg = dict(default_scope='mmdet', test_dataloader=dict(dataset=dict()))
         Config.fromfile = staticmethod(lambda path: Config(cfg))
-        predict.Detector = Blind
+        predict_files.Detector = Blind
 
     def seeds(self) -> list[bytes]:
         seeds = []
@@ -296,7 +297,7 @@ class Images:
             return
         try:
             with confined(out):
-                report = predict.predict(
+                report = predict(
                     str(self.folder / 'config.py'), str(self.folder / 'x.pth'), [photos], out
                 )
                 assert len(report.written) + len(report.failed) >= 1
