@@ -25,7 +25,7 @@ from mmivit.apis.predict_files import (
 )
 from mmivit.apis.quiet import is_quiet, quiet
 
-SHARE = 8  # batches that a process takes at a time
+SHARE = 8  # batches that a process takes at a time, at most
 
 
 def find_outcomes_in_processes(
@@ -37,7 +37,7 @@ def find_outcomes_in_processes(
     what they need.
     """
     images = [task for task in tasks if not task.is_video]
-    size = max(1, min(SHARE * settings.batch_size, -(-len(images) // count)))
+    size = share_size(len(images), count, settings.batch_size)
     shares = [images[first : first + size] for first in range(0, len(images), size)]
     shares += [[task] for task in tasks if task.is_video]
     own, shares = shares[0], shares[1:]
@@ -71,6 +71,17 @@ def find_outcomes_in_processes(
         finally:
             torch.set_num_threads(threads[0])
             cv2.setNumThreads(threads[1])
+
+
+def share_size(images: int, count: int, batch_size: int) -> int:
+    """Images that a process takes at a time: whole batches, a fourth of what falls to it at most.
+
+    So none waits long for the last.
+    """
+    each = -(-images // count)
+    if each <= batch_size:
+        return max(1, each)
+    return batch_size * max(1, min(SHARE, each // (4 * batch_size)))
 
 
 _process: dict = {}  # of a process that another has started: its rank, and its predictor if any

@@ -13,6 +13,7 @@ from mmivit.apis import predict_files
 from mmivit.apis.images import find_images
 from mmivit.apis.inferencers import Prediction
 from mmivit.apis.predict import predict
+from mmivit.apis.predict_processes import share_size
 from mmivit.apis.videos import Video, written_video
 from mmivit.datasets.loaders import ImagePipeline
 from mmivit.errors import LaunchError
@@ -219,3 +220,11 @@ def test_somebody_elses_report_is_not_replaced(run):
 def test_options_out_of_range_are_one_line(options, run):
     with pytest.raises(LaunchError, match=next(iter(options))):
         run(**options)
+
+
+@pytest.mark.parametrize(
+    ('images', 'count', 'batch_size', 'size'),
+    [(0, 2, 1, 1), (3, 8, 1, 1), (10, 2, 8, 5), (20, 2, 8, 8), (200, 2, 8, 24), (9999, 2, 8, 64)],
+)
+def test_shares_are_whole_batches_and_many(images, count, batch_size, size):
+    assert share_size(images, count, batch_size) == size
