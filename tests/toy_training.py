@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -103,7 +104,7 @@ def run(
             loss=dict(type='mmivit.FiniteLossHook'),
         ),
         custom_hooks=[recorder, *hooks],
-        experiment_name=f'{work_dir}_{random.getrandbits(64)}',
+        experiment_name=uuid4().hex,  # runs of one name share a log
         log_level='WARNING',
         **settings,
     )
