@@ -246,15 +246,13 @@ def test_the_command_says_what_comes_next(drawn, tmp_path):
     """And that tiles of one photograph stand on both sides of a split without groups."""
     root, coco, objects = drawn
     (tmp_path / 'tiles').mkdir()
-    for i, name in enumerate(sorted(objects)):
-        new = f'photo_{i // 2}_{i % 2}.png'
+    new = {name: f'photo_{i // 2}_{i % 2}.png' for i, name in enumerate(sorted(objects))}
+    for name, tile in new.items():
         image = cv2.imread(str(root / 'images/training' / name))
         assert np.any(image)
-        cv2.imwrite(str(tmp_path / 'tiles' / new), image)
-        for entry in coco['images']:
-            if entry['file_name'] == name:
-                entry['file_name'] = new
-    (tmp_path / 'labels.json').write_text(json.dumps(coco))
+        cv2.imwrite(str(tmp_path / 'tiles' / tile), image)
+    tiles = [dict(entry, file_name=new[entry['file_name']]) for entry in coco['images']]
+    (tmp_path / 'labels.json').write_text(json.dumps(dict(coco, images=tiles)))
     done = run_tool('new_project.py', 'tiles', 'mine', '--annotations', 'labels.json', '--boxes',
                     '--set', 'epochs=2', cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
