@@ -26,8 +26,9 @@ from mmivit.experiments.classification import (
     held_out_accuracy,
     train_classifier,
 )
+from mmivit.experiments.data import Data
 from mmivit.experiments.runs import BaseRun, RunLog, make_phases, train_and_score
-from mmivit.experiments.warm_start import Data, run_config, silenced
+from mmivit.experiments.warm_start import run_config, silenced
 from mmivit.weights.checkpoint import write_checkpoint
 from mmivit.weights.converters import convert
 from mmivit.weights.sources import fetch
@@ -174,7 +175,7 @@ def distil(
     Args:
         folder: weights and ``runs.jsonl``, one record per finished run.
         configs: folder of the repository's configs.
-        data: of :func:`mmivit.experiments.warm_start.drawn` or ``photographs``.
+        data: of :func:`mmivit.experiments.data.write_data`.
         budget: how much is trained.
         seeds: a teacher each, and all that begins with it.
         jobs: as in :func:`mmivit.experiments.runs.make_runs`.

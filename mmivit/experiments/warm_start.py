@@ -19,10 +19,6 @@ from mmengine.config import Config
 from torch import nn
 
 from mmivit.apis.config import read_config
-from mmivit.datasets.scenes import CLASSES
-from mmivit.datasets.shapes import ShapesSpec, write_dataset
-from mmivit.datasets.solar_cells import CellsSpec, write_cells
-from mmivit.datasets.tree_crowns import TREE_CLASSES, TreesSpec, write_trees
 from mmivit.experiments.classification import (
     build_classifier,
     count_classes,
@@ -30,6 +26,7 @@ from mmivit.experiments.classification import (
     held_out_images,
     train_classifier,
 )
+from mmivit.experiments.data import Data
 from mmivit.experiments.measures import DIVERSITY_IMAGES, stage3_diversity
 from mmivit.experiments.runs import (
     BaseRun,
@@ -123,7 +120,6 @@ DRAWN = Budget()
 PHOTOGRAPHS = Budget(
     size=96, downstream=600, downstream_size=160, classified=DOWNSTREAM, tried=('(1, 0)', '(0, 2)')
 )
-TREES = TreesSpec(size=200)  # crowns are 20 to 60 pixels wide
 
 
 @dataclass(frozen=True)
@@ -151,51 +147,6 @@ class Run(BaseRun):
     @property
     def work(self) -> float:
         return TASKS[self.task] * self.size**2 * self.iterations * self.batch
-
-
-@dataclass(frozen=True)
-class Data:
-    """Folders of the data sets.
-
-    Args:
-        classification: images in folders by class, by the side of the images in pixels.
-        downstream: by task.
-        classes: names of the objects to detect.
-    """
-
-    classification: dict[int, Path]
-    downstream: dict[str, Path]
-    classes: tuple[str, ...]
-
-
-def drawn(folder: Path, budget: Budget) -> Data:
-    """Drawn images: one of five shapes to classify; scenes to segment and to detect in."""
-    sides = {side: folder / f'classify_{side}' for side in (budget.size, 2 * budget.size)}
-    for side, root in sides.items():
-        spec = ShapesSpec(budget.images, 4 * budget.held_out, side)
-        write_dataset(root, spec, classification=True)
-    scenes = folder / f'scenes_{budget.downstream_size}'
-    write_dataset(scenes, ShapesSpec(budget.images, budget.held_out, budget.downstream_size))
-    return Data(sides, dict(segmentation=scenes, detection=scenes), CLASSES)
-
-
-def photographs(wheels: Path, folder: Path, budget: Budget, trees: TreesSpec = TREES) -> Data:
-    """Photographs: solar cells to classify, tree crowns to detect.
-
-    Args:
-        wheels: folder where the wheels of ``elpv-dataset`` and ``deepforest`` were unpacked.
-        folder: the data sets go here.
-        budget: sizes.
-        trees: how the tree crowns' photographs are cut and split.
-
-    Raises:
-        OSError: the packages' files are not there.
-    """
-    sides = {side: folder / f'cells_{side}' for side in (budget.size, 2 * budget.size)}
-    for side, root in sides.items():
-        write_cells(wheels, root, CellsSpec(side))
-    write_trees(wheels, folder / 'trees', trees)
-    return Data(sides, dict(detection=folder / 'trees'), TREE_CLASSES)
 
 
 def plan(budget: Budget, data: Data, seeds: Sequence[int]) -> tuple[list[Run], list[Run]]:

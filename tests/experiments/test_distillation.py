@@ -4,6 +4,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from mmivit.experiments.data import drawn
 from mmivit.experiments.distillation import (
     BASE,
     DRAWN,
@@ -18,7 +19,6 @@ from mmivit.experiments.distillation import (
 )
 from mmivit.experiments.distillation_report import POINTS, write_distillation_report
 from mmivit.experiments.runs import RunLog
-from mmivit.experiments.warm_start import drawn
 from tests.conftest import CONFIGS
 
 TINY = Budget(

@@ -4,6 +4,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from mmivit.experiments.data import drawn, photographs
 from mmivit.experiments.runs import RunLog
 from mmivit.experiments.warm_start import (
     DOWNSTREAM,
@@ -11,8 +12,6 @@ from mmivit.experiments.warm_start import (
     PHOTOGRAPHS,
     STARTS,
     Budget,
-    drawn,
-    photographs,
     plan,
     run_config,
     train,

@@ -7,12 +7,12 @@ The second takes the photographs of two packages, which it does not fetch (tools
 says how to get them). Killed, either goes on where it was when started again.
 """
 
-import argparse
-from dataclasses import replace
 from pathlib import Path
 
 from mmivit.apis.command import errors_told
-from mmivit.experiments.warm_start import DRAWN, PHOTOGRAPHS, drawn, photographs, warm_start
+from mmivit.experiments.command import read_command
+from mmivit.experiments.data import write_data
+from mmivit.experiments.warm_start import DRAWN, PHOTOGRAPHS, warm_start
 from mmivit.experiments.warm_start_report import write_warm_start_report
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
@@ -24,34 +24,11 @@ LENGTHS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('folder', type=Path, help='data, weights, runs.jsonl, warm_start.md, .png')
-    parser.add_argument(
-        '--photographs',
-        type=Path,
-        metavar='WHEELS',
-        help='folder where the wheels of elpv-dataset and deepforest were unpacked',
-    )
-    parser.add_argument('--seeds', type=int, nargs='+', default=(0, 1, 2))
-    for name, what in LENGTHS.items():
-        defaults = f'{getattr(DRAWN, name)}, {getattr(PHOTOGRAPHS, name)} on photographs'
-        parser.add_argument(f'--{name}', type=int, help=f'iterations {what} ({defaults})')
-    parser.add_argument(
-        '--jobs', type=int, default=0, help='runs at a time; as many as CPU cores, up to 8'
-    )
-    args = parser.parse_args()
-    given = {name: getattr(args, name) for name in LENGTHS if getattr(args, name) is not None}
-    budget = replace(PHOTOGRAPHS if args.photographs else DRAWN, **given)
+    args = read_command(__doc__, 'warm_start.md, .png', LENGTHS, DRAWN, PHOTOGRAPHS)
     with errors_told(ValueError, OSError, RuntimeError):
-        if args.photographs:
-            data = photographs(args.photographs, args.folder, budget)
-        else:
-            data = drawn(args.folder, budget)
-        log, runs = warm_start(args.folder, CONFIGS, data, budget, args.seeds, args.jobs)
-    title = 'Photographs' if args.photographs else 'Drawn images'
-    print(write_warm_start_report(log, runs, args.folder, title))
+        data = write_data(args.folder, args.budget, args.photographs)
+        log, runs = warm_start(args.folder, CONFIGS, data, args.budget, args.seeds, args.jobs)
+    print(write_warm_start_report(log, runs, args.folder, args.title))
     print(f'{args.folder / "warm_start.md"}, .png, {log.path.name}')
 
 
