@@ -58,7 +58,7 @@ def main() -> None:
         type=float,
         help='of masks and colours in pictures: from 0 to 1; that of the visualizer by default',
     )
-    add_force(parser)
+    add_force(parser, 'what was written for files of these names; others stay, in report.html too')
     add_cfg_options(parser)
     add_verbose(parser)
     args = parser.parse_args()

@@ -65,6 +65,11 @@ class Annotations:
     maps: dict[Path, Path] = field(default_factory=dict)
     notes: Counter[str] = field(default_factory=Counter)
 
+    def note(self, what: str, names: Sequence[str]) -> None:
+        """Count files by what is to be said of them, and name the first."""
+        if names:
+            self.notes[f'{what}: {listed(names)}'] += len(names)
+
 
 def read_annotations(source: Path, root: Path, images: Sequence[Path]) -> Annotations:
     """Read annotations of whatever known format.
@@ -107,9 +112,8 @@ def read_annotations(source: Path, root: Path, images: Sequence[Path]) -> Annota
             f'images: images are named {listed([i.name for i in images[:3]])}, annotations '
             f'{listed([f.name for f in of_form[:3]])}'
         )
-    unread = len(images) - len(result.objects or result.maps)
-    if unread:
-        result.notes['images without annotations, left out'] += unread
+    unread = [image.name for image in images if image not in (result.objects or result.maps)]
+    result.note('images without annotations, left out', unread)
     return result
 
 
@@ -127,7 +131,7 @@ def _form(file: Path) -> str | None:
         if suffix == '.txt':
             first = file.read_text('utf-8').split('\n', 1)[0].split()
             numbers = [float(word) for word in first]
-            return 'YOLO' if not first or len(numbers) >= 5 else None
+            return 'YOLO' if not first or len(numbers) > 1 else None  # faults are told later
     except (OSError, ValueError):
         return None
     return LABEL_MAPS if suffix == '.png' else None
@@ -187,7 +191,14 @@ def _read_one_by_one(
     names: list[str] = []
     if form == 'YOLO':
         names = _yolo_names(source, root)
-    for image, file in tqdm(list(_pairs(root, images, source, files)), unit='image'):
+    pairs = dict(_pairs(root, images, source, files))
+    result.note(
+        'annotation files of no image, left out',
+        [file.name for file in files if file not in set(pairs.values())],
+    )
+    for image, file in tqdm(pairs.items(), unit='image'):
+        if form == 'YOLO':
+            _check_yolo(file)
         with TemporaryDirectory() as folder, warnings.catch_warnings(record=True) as doubts:
             stem = Path(folder) / 'image'
             stem.with_suffix(image.suffix.lower()).symlink_to(image.resolve())
@@ -200,7 +211,8 @@ def _read_one_by_one(
                     yaml.write_text(json.dumps(dict(names=names)))  # JSON is YAML
                     read = dataset.from_yolo(folder, folder, str(yaml))
             except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
-                raise LaunchError(f'{file} ({form}): {printable(first_line(error))}') from error
+                reason = first_line(error).replace(f'{folder}/', '')
+                raise LaunchError(f'{file} ({form}): {printable(reason)}') from error
         result.notes.update(
             printable(doubt.message) for doubt in doubts if doubt.category is UserWarning
         )
@@ -225,6 +237,21 @@ def _run_lengths(mask: np.ndarray) -> dict:
     """A mask (height, width) as COCO's packed run lengths."""
     packed = import_module('pycocotools.mask').encode(np.asfortranarray(mask, np.uint8))
     return dict(size=[int(side) for side in packed['size']], counts=packed['counts'].decode())
+
+
+def _check_yolo(file: Path) -> None:
+    """Refuse lines of another length than YOLO's, which ``supervision`` reads as it can.
+
+    Raises:
+        LaunchError: there is one.
+    """
+    for number, line in enumerate(file.read_text('utf-8').splitlines(), 1):
+        count = len(line.split())
+        if count and count != 5 and (count < 7 or count % 2 == 0):
+            raise LaunchError(
+                f'{file}, line {number}, has {count} numbers; expected class, x, y, width, height '
+                'or class and the x, y of three corners or more'
+            )
 
 
 def _yolo_names(source: Path, root: Path) -> list[str]:
@@ -276,11 +303,16 @@ def _read_coco(files: list[Path], root: Path, images: Sequence[Path]) -> Annotat
             for number in sorted(names, key=lambda number: (isinstance(number, str), number)):
                 if names[number] not in result.classes:
                     result.classes.append(names[number])
-            result.notes['images that an annotation file names and that are not there'] += sum(
-                path is None for path in paths.values()
-            )
+            absent = [str(e['file_name']) for e in content['images'] if paths[e['id']] is None]
+            result.note('images that an annotation file names and that are not there', absent)
             result.objects.update((path, []) for path in paths.values() if path is not None)
             for entry in content['annotations']:
+                for key, known in (('image_id', paths), ('category_id', names)):
+                    if entry[key] not in known:
+                        raise ValueError(
+                            f'annotation {entry.get("id")} has {key} {entry[key]}, and there is '
+                            'none of that id'
+                        )
                 path = paths[entry['image_id']]
                 if path is not None:
                     thing = Thing(
@@ -291,9 +323,9 @@ def _read_coco(files: list[Path], root: Path, images: Sequence[Path]) -> Annotat
                     )
                     result.objects[path].append(thing)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            reason = f'{type(error).__name__}: {printable(first_line(error))}'
+            kind = '' if isinstance(error, ValueError) else f'{type(error).__name__}: '
+            reason = kind + printable(first_line(error))
             raise LaunchError(f'{file} is not a whole COCO file: {reason}') from error
-    result.notes += Counter()  # drops what was counted to nothing
     return result
 
 

@@ -21,7 +21,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm')
-OTHER_SUFFIXES = ('.gif', '.heic', '.heif', '.avif', '.jxl', '.jp2', '.svg', '.dng')  # not read
+# Of images and videos as well, which are not predicted here.
+OTHER_SUFFIXES = (
+    *('.gif', '.heic', '.heif', '.avif', '.jxl', '.jp2', '.svg', '.dng'),
+    *('.mp4', '.m4v', '.mov', '.avi', '.mkv', '.webm', '.mpg', '.mpeg', '.wmv', '.mts'),
+)
 MOST_PIXELS = 89_478_485  # of an image, where Pillow warns of a bomb
 LEGIBLE = 480  # pixels; smaller images are enlarged for drawing
 LONGEST = 4096  # pixels, up to which they are
@@ -407,7 +411,7 @@ def _draw_boxes(
         pen.rectangle((x1, y1, x2, y2), outline=colour, width=max(1, min(drawn.size) // 300))
         text = _latin(f'{detection["name"]}: {100 * detection["score"]:.1f}')
         pen.rectangle(pen.textbbox((x1, y1), text, font), fill=(0, 0, 0))
-        pen.text((x1, y1), text, colour, font)
+        pen.text((x1, y1), text, 'white', font)
     return drawn
 
 

@@ -211,7 +211,7 @@ class DetectorTarget(ModelTarget):
         if self.masks and stride:
             self.gives += f', float32 n x h x w (logits of every {stride}th pixel, padded)'
         elif self.masks:
-            self.gives += ', float32 n x h x w (probabilities, to be laid over the box)'
+            self.gives += ', float32 n x m x m (probabilities in m x m cells of the box)'
 
     @classmethod
     def fits(cls, model: nn.Module) -> bool:

@@ -219,6 +219,38 @@ def test_faults_are_told_in_a_line(drawn, tmp_path):
     refused('none of the 1 annotation files .COCO. is of any', source=tmp_path / 'other.json')
     (labels / '0.json').write_text('{"images": [{}], "annotations": [], "categories": []}')
     refused("0.json is not a whole COCO file: KeyError: 'id'")
+    for key in ('image_id', 'category_id'):
+        wrong = dict(coco['annotations'][0], **{key: 555})
+        (tmp_path / 'wrong.json').write_text(json.dumps(dict(coco, annotations=[wrong])))
+        refused(f'annotation 1 has {key} 555, and there is none', source=tmp_path / 'wrong.json')
+
+
+@pytest.mark.parametrize(
+    'line',
+    ['0 0.5 0.5', '0 0.5 0.5 0.2 0.2 0.9', '0 0.5 0.5 0.2 0.2 0.9 0.3 0.5'],
+    ids=['short', 'with a score', 'half a corner'],
+)
+@pytest.mark.parametrize('before', ['', '0 0.5 0.5 0.2 0.2\n'])
+def test_lines_that_are_no_yolo_are_refused(drawn, line, before, tmp_path):
+    pytest.importorskip('supervision')
+    root, coco, objects = drawn
+    write_yolo(tmp_path, coco, objects)
+    name = min(objects)
+    (tmp_path / name).with_suffix('.txt').write_text(before + line)
+    number, count = 1 + bool(before), len(line.split())
+    with pytest.raises(LaunchError, match=f'000000.txt, line {number}, has {count} numbers; expec'):
+        new_project(root / 'images/training', tmp_path / 'mine', CONFIGS, tmp_path)
+
+
+def test_files_without_a_partner_are_named(drawn, tmp_path):
+    pytest.importorskip('supervision')
+    root, coco, objects = drawn
+    (tmp_path / 'labels').mkdir()
+    write_yolo(tmp_path / 'labels', coco, objects)
+    (tmp_path / 'labels/000000.txt').rename(tmp_path / 'labels/other.txt')
+    project = new_project(root / 'images/training', tmp_path / 'mine', CONFIGS, tmp_path / 'labels')
+    assert '1 annotation files of no image, left out: other.txt' in project.notes
+    assert '1 images without annotations, left out: 000000.jpg' in project.notes
 
 
 def test_a_split_never_divides_a_group(tmp_path):

@@ -208,10 +208,12 @@ def test_a_folder_with_three_packages(detector, engine):
         name, other = 'graph.xml', 'onnxruntime'
         (detector / 'graph.onnx').unlink()
     command = ROOT / 'tools' / 'predict.py', name, 'photos', '--out', 'out'
+    (detector / 'photos/clip.MP4').touch()
     done = isolated(detector, [other], *command)
     assert done.returncode == 1
     assert done.stdout == (
         '1 images: out/pictures, out/predictions\nall to look through: out/report.html\n'
+        '1 files of formats that are not predicted, such as photos/clip.MP4\n'
     )
     assert done.stderr.startswith('1 could not be predicted:\n  photos/broken.jpg: cannot identify')
     assert 'pictures/a.png.jpg' in (detector / 'out/report.html').read_text()

@@ -10,7 +10,7 @@ Prints the files, and of every layer drawn how alike its maps are and whether th
 import argparse
 
 from mmivit.analysis.attention_pictures import show_attention
-from mmivit.apis.command import add_force, errors_told
+from mmivit.apis.command import add_force, add_verbose, errors_told, quietly
 
 
 def point(text: str) -> tuple[int, int]:
@@ -36,8 +36,9 @@ def main() -> None:
         help="names, or parts such as 'stages.3'; the deepest of the finest grid if not given",
     )
     add_force(parser, 'what was drawn earlier')
+    add_verbose(parser)
     args = parser.parse_args()
-    with errors_told(OSError, ValueError):
+    with errors_told(OSError, ValueError), quietly(args):
         shown = show_attention(
             args.image,
             args.checkpoint,
