@@ -23,7 +23,7 @@ from mmivit.apis.inferencers import Detector, Prediction, Prepared, Segmentor
 from mmivit.apis.videos import Video, as_loaded, written_video
 from mmivit.datasets.images import darkness
 from mmivit.datasets.loaders import decodes_as_stock
-from mmivit.datasets.report import Finding
+from mmivit.datasets.report import Finding, first_line
 from mmivit.utils.files import RefusedFile, write_whole
 from mmivit.utils.text import printable
 
@@ -133,7 +133,7 @@ def _attempt(function: Callable, *args: object) -> tuple:
     except FAILURES as error:
         if getattr(error, 'errno', None) == errno.ENOSPC:
             raise
-        return None, (str(error).strip() or type(error).__name__).splitlines()[0]
+        return None, first_line(error)
 
 
 def _shape(loaded: Loaded) -> tuple | None:

@@ -84,7 +84,8 @@ def read_annotations(source: Path, root: Path, images: Sequence[Path]) -> Annota
             is of any image.
     """
     files = [source] if source.is_file() else sorted(source.rglob('*'))
-    files = [f for f in files if f.is_file() and not is_apple_double(f) and f not in set(images)]
+    known = set(images)
+    files = [f for f in files if f.is_file() and not is_apple_double(f) and f not in known]
     forms: dict[str, list[Path]] = {}
     for file in files:
         form = _form(file)
@@ -192,10 +193,9 @@ def _read_one_by_one(
     if form == 'YOLO':
         names = _yolo_names(source, root)
     pairs = dict(_pairs(root, images, source, files))
-    result.note(
-        'annotation files of no image, left out',
-        [file.name for file in files if file not in set(pairs.values())],
-    )
+    paired = set(pairs.values())
+    alone = [file.name for file in files if file not in paired]
+    result.note('annotation files of no image, left out', alone)
     for image, file in tqdm(pairs.items(), unit='image'):
         if form == 'YOLO':
             _check_yolo(file)

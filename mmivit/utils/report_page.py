@@ -39,9 +39,7 @@ def check_replaceable(folder: str | Path) -> None:
         raise FileExistsError(f'{path} is no report of mmivit: move it away, or name another --out')
 
 
-def write_report(
-    folder: str | Path, title: str = '', failed: Mapping[Path, str] | None = None
-) -> Path:
+def write_report(folder: str | Path, failed: Mapping[Path, str] | None = None) -> Path:
     """Write ``report.html`` on all predictions in a folder, and return its path.
 
     The page holds names, counts and small pictures, asks for nothing from anywhere, and links to
@@ -49,7 +47,6 @@ def write_report(
 
     Args:
         folder: with ``predictions``, ``pictures`` and ``videos``, whichever of them there are.
-        title: of the page; the folder's name if not given.
         failed: files that could not be predicted, and why.
 
     Raises:
@@ -58,7 +55,7 @@ def write_report(
     """
     folder = Path(folder)
     check_replaceable(folder)
-    title = title or folder.absolute().name
+    title = folder.absolute().name
     reasons = {printable(path): reason for path, reason in (failed or {}).items()}
     results = dict(title=title, items=list(_items(folder)), failed=reasons)
     script = json.dumps(results, separators=(',', ':'))
